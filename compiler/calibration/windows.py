@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Windows of tokens: equal pieces of a stream of documents, drawn without overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from prunec.compiler.calibration.sources import SourceError
+
+#: A pool this many times the windows asked for is cut before drawing, so that a sample spreads
+#: over more documents than it would fill.
+_POOL = 4
+
+
+def draw_windows(
+    documents: Iterable[str],
+    encode: Callable[[str], list[int]],
+    end_id: int,
+    *,
+    windows: int,
+    length: int,
+    seed: int,
+    skip: int = 0,
+    total: int | None = None,
+) -> Tensor:
+    """[windows, length] int64: the windows `skip` to `skip + windows` of a random draw of `total`.
+
+    Documents are joined by `end_id` and cut into consecutive windows, of which the draw is a
+    sample. Calls that differ in `skip` and `windows` alone cut the same draw, so that two uses of
+    one source can be kept apart. Raises SourceError when the text is too short.
+    """
+    wanted = (total or skip + windows) * length
+    ids: list[int] = []
+    for text in documents:
+        ids.extend(encode(text))
+        ids.append(end_id)
+        if len(ids) >= _POOL * wanted:
+            break
+    pool = len(ids) // length
+    if pool * length < wanted:
+        raise SourceError(
+            f"the source holds {len(ids):,} tokens; {wanted:,} are asked for",
+            hint="ask for fewer tokens, or give more text",
+        )
+    order = torch.randperm(pool, generator=torch.Generator().manual_seed(seed))
+    chosen = order[skip : skip + windows]
+    return torch.tensor(ids[: pool * length]).reshape(pool, length)[chosen]

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line. Heavy imports wait until a command needs them: `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunec.compiler.diagnostics import BuildError, Diagnostic, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from prunec.compiler.plan import Plan
+    from prunec.compiler.planner import Subject
+    from prunec.compiler.recipe import Recipe
+
+app = typer.Typer(
+    name="prunec",
+    help="A compiler that makes large language models physically smaller.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeArgument = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field: target.sparsity=0.375."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command()
+def build(
+    recipe: RecipeArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where results go.  [default: build/<recipe name>]"),
+    ] = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ignore the results of earlier builds.")
+    ] = False,
+) -> None:
+    """Make the model smaller, write it, judge it. Exit code 1 if a gate fails."""
+    from prunec.compiler.recipe_file import load_recipe
+
+    path = find_recipe(recipe)
+    loaded = load_recipe(path, set_ or ())
+
+    from prunec.compiler.driver import build as run_build
+    from prunec.compiler.planner import make_plan
+    from prunec.compiler.progress import Narrator
+    from prunec.compiler.steps import Context
+    from prunec.compiler.store import Store
+    from prunec.compiler.subject import subject_for_build
+    from prunec.validators.tables import render_table
+
+    subject = subject_for_build(loaded.model)
+    assert subject.folder is not None  # a build has a checkpoint
+    plan = make_plan(loaded, subject, path.parent)
+    destination = output or Path("build") / path.stem
+    store = Store(destination / ".store")
+    if fresh:
+        store.clear()
+    context = Context(
+        recipe=loaded,
+        recipe_text=_effective_text(path, set_ or []),
+        base=path.parent,
+        folder=subject.folder,
+        output=destination,
+        subject=subject,
+        plan=plan,
+        store=store,
+    )
+    report = run_build(context, path.stem, Narrator(_stderr()))
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        render_table(report, _stdout(), destination)
+    raise typer.Exit(0 if report.passed else 1)
+
+
+@app.command()
+def plan(recipe: RecipeArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
+    """Show what a build would do and cost, without reading a weight."""
+    from prunec.compiler.plan_table import render_plan
+    from prunec.compiler.planner import make_plan
+    from prunec.compiler.recipe_file import load_recipe
+    from prunec.compiler.subject import subject_for_plan
+
+    path = find_recipe(recipe)
+    loaded = load_recipe(path, set_ or ())
+    subject = subject_for_plan(loaded.model)
+    made = make_plan(loaded, subject, path.parent)
+    if as_json:
+        _print_json(made.as_dict())
+    else:
+        render_plan(loaded, subject, made, _stdout())
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A build, or a model folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what an artefact is: layers, sizes, recipe, verdict, and whether it is intact."""
+    from prunec.validators.artefact import inspect as open_artefact
+    from prunec.validators.errors import ValidationError
+    from prunec.validators.tables import render_artefact
+
+    try:
+        artefact = open_artefact(folder)
+    except ValidationError as error:
+        raise UserError(Diagnostic(error.message, hint=error.hint)) from None
+    if as_json:
+        _print_json(artefact.as_dict())
+    else:
+        render_artefact(artefact, _stdout())
+    raise typer.Exit(1 if artefact.problems else 0)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes."""
+    from prunec.compiler.recipe import render_schema
+
+    sys.stdout.write(render_schema())
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that ship with prunec."""
+    from rich.table import Table
+
+    from prunec import recipes as shipped
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for path in sorted(shipped.folder().glob("*.yaml")):
+        table.add_row(path.stem, _first_comment(path), style=None)
+    _stdout().print(table)
+    _stderr().print(f"\nin {shipped.folder()}; build one with: prunec build <name>", style="dim")
+
+
+def find_recipe(path: Path) -> Path:
+    """The file that a RECIPE argument means: a path, or the bare name of a shipped recipe."""
+    if path.exists() or path.parent != Path() or path.suffix:
+        return path
+    from prunec import recipes as shipped
+
+    candidate = shipped.folder() / f"{path.name}.yaml"
+    return candidate if candidate.is_file() else path
+
+
+def main() -> None:
+    """The `prunec` command. Exit codes: 0 passed, 1 a gate failed, 2 usage, 3 failure, 130 stopped."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(UserError.exit_code)
+    except BuildError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(BuildError.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on where it stopped\n")
+        sys.exit(130)
+
+
+def _effective_text(path: Path, overrides: list[str]) -> str:
+    """The recipe as it was written, with the overrides that were given as comments."""
+    text = path.read_text(encoding="utf-8")
+    if not overrides:
+        return text
+    return "".join(f"# --set {override}\n" for override in overrides) + text
+
+
+def _first_comment(path: Path) -> str:
+    comments = [
+        line.lstrip("# ").strip()
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith("#") and "yaml-language-server" not in line
+    ]
+    return comments[0] if comments else ""
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    # Piped into a file there is no terminal's width to keep to.
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+def _stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)

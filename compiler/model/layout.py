@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one truth about a model's shape, and everything that is counted from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prunec.compiler.model.facts import Facts
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """The shape of one decoder layer. Zero KV heads: no attention; zero neurons: no MLP."""
+
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+
+    @property
+    def attention(self) -> bool:
+        return self.kv_heads > 0
+
+    @property
+    def mlp(self) -> bool:
+        return self.ffn > 0
+
+    @property
+    def queries_per_group(self) -> int:
+        """Query heads that share one KV head (0 without attention)."""
+        return self.query_heads // self.kv_heads if self.kv_heads else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form that reports and plans write."""
+        return {
+            "query_heads": self.query_heads,
+            "kv_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "ffn": self.ffn,
+            "attention": self.attention,
+            "mlp": self.mlp,
+        }
+
+
+Layout = tuple[LayerSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSelection:
+    """Which units of a dense layer stay, as ascending indices into it.
+
+    Query heads stay in equal numbers in every KV group that stays: stock attention kernels
+    assume that query head `q` reads KV head `q // queries_per_group`.
+    """
+
+    query_heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    neurons: tuple[int, ...]
+
+    def spec(self, head_dim: int) -> LayerSpec:
+        return LayerSpec(len(self.query_heads), len(self.kv_heads), head_dim, len(self.neurons))
+
+
+def dense_layout(facts: Facts) -> Layout:
+    """The layout of the model before anything is removed."""
+    spec = LayerSpec(facts.query_heads, facts.kv_heads, facts.head_dim, facts.ffn)
+    return (spec,) * facts.layers
+
+
+def projection_shapes(facts: Facts, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of a layer's prunable tensors (weights [out, in] and biases [out]) at a spec.
+
+    Names are relative to the layer. Tensors of an absent sublayer are absent.
+    """
+    family, d_model = facts.family, facts.hidden_size
+    d_query, d_kv = spec.query_heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    weights: dict[str, tuple[int, int]] = {}
+    if spec.attention:
+        weights |= {
+            family.query: (d_query, d_model),
+            family.key: (d_kv, d_model),
+            family.value: (d_kv, d_model),
+            family.output: (d_model, d_query),
+        }
+    if spec.mlp:
+        weights |= {
+            family.gate: (spec.ffn, d_model),
+            family.up: (spec.ffn, d_model),
+            family.down: (d_model, spec.ffn),
+        }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in weights.items():
+        shapes[f"{name}.weight"] = shape
+        if name in facts.biased:
+            shapes[f"{name}.bias"] = shape[:1]
+    return shapes
+
+
+def norm_shapes(facts: Facts, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of a layer's norms: a norm lives and dies with the sublayer that it feeds."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    if spec.attention:
+        shapes[facts.family.attention_norm] = (facts.hidden_size,)
+    if spec.mlp:
+        shapes[facts.family.mlp_norm] = (facts.hidden_size,)
+    return shapes
+
+
+def attention_parameters(facts: Facts, spec: LayerSpec) -> int:
+    """Prunable parameters of the attention sublayer."""
+    return _count(projection_shapes(facts, LayerSpec(spec.query_heads, spec.kv_heads, spec.head_dim, 0)))
+
+
+def mlp_parameters(facts: Facts, spec: LayerSpec) -> int:
+    """Prunable parameters of the MLP sublayer."""
+    return _count(projection_shapes(facts, LayerSpec(0, 0, spec.head_dim, spec.ffn)))
+
+
+def prunable_parameters(facts: Facts, layout: Sequence[LayerSpec]) -> int:
+    """Parameters of all attention and MLP projections, biases included: what sparsity is a share of."""
+    return sum(attention_parameters(facts, s) + mlp_parameters(facts, s) for s in layout)
+
+
+def total_parameters(facts: Facts, layout: Sequence[LayerSpec]) -> int:
+    """All parameters; a tied head is counted once."""
+    embeddings = facts.vocab_size * facts.hidden_size * (1 if facts.tied else 2)
+    norms = facts.hidden_size + sum(_count(norm_shapes(facts, spec)) for spec in layout)
+    return embeddings + norms + prunable_parameters(facts, layout)
+
+
+def sparsity(facts: Facts, layout: Sequence[LayerSpec]) -> float:
+    """Share of the prunable parameters that is gone."""
+    return 1 - prunable_parameters(facts, layout) / prunable_parameters(facts, dense_layout(facts))
+
+
+def kv_bytes_per_token(facts: Facts, layout: Sequence[LayerSpec], bytes_per_value: int = 2) -> int:
+    """Bytes that one token adds to the KV cache, in bytes."""
+    return sum(2 * spec.kv_heads * spec.head_dim * bytes_per_value for spec in layout)
+
+
+def flops_per_token(facts: Facts, layout: Sequence[LayerSpec]) -> int:
+    """Multiply-adds of the weight matrices for one token, times two; attention scores left out."""
+    head = facts.vocab_size * facts.hidden_size
+    return 2 * (head + prunable_parameters(facts, layout))
+
+
+def is_uniform(layout: Sequence[LayerSpec]) -> bool:
+    """Whether all layers are alike, so that a stock config can say it."""
+    return len(set(layout)) == 1
+
+
+def _count(shapes: dict[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())

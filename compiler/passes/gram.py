@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gram statistics of one sublayer, on two streams: what the dense model feeds it, and the pruned one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunec.compiler.model.decoder import Decoder
+from prunec.compiler.passes.least_squares import GramStatistics
+
+
+@dataclass
+class Streams:
+    """Hidden states of all calibration windows at one depth, [windows, length, hidden_size].
+
+    dense:  as the dense model computes them
+    pruned: as the model computes them whose layers so far are pruned
+    """
+
+    dense: Tensor
+    pruned: Tensor
+
+    @classmethod
+    def start(cls, decoder: Decoder, ids: Tensor) -> Streams:
+        hidden = decoder.embed(ids)
+        return cls(hidden, hidden.clone())
+
+
+def advance(decoder: Decoder, hidden: Tensor, sublayer: Callable[[Tensor], Tensor]) -> None:
+    """Send hidden states through a sublayer, batch by batch, in place."""
+    for batch in decoder.batches(*hidden.shape[:2]):
+        hidden[batch] = sublayer(hidden[batch])
+
+
+def gram_statistics(
+    decoder: Decoder,
+    streams: Streams,
+    sublayer: Callable[[Tensor], Tensor],
+    projection: nn.Linear,
+) -> GramStatistics:
+    """Sums over the inputs of `projection`, the last linear map of a (dense) sublayer.
+
+    Both streams run through the dense sublayer's weights; the dense stream is left advanced by
+    it, the pruned stream is left where it was.
+    """
+    statistics = GramStatistics.empty(projection.in_features, decoder.device)
+    seen: list[Tensor] = []
+    hook = projection.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
+    try:
+        for batch in decoder.batches(*streams.dense.shape[:2]):
+            seen.clear()
+            sublayer(streams.pruned[batch])
+            streams.dense[batch] = sublayer(streams.dense[batch])
+            statistics.add(pruned=seen[0], dense=seen[1])
+    finally:
+        hook.remove()
+    return statistics

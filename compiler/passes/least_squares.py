@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact least-squares weights for every nested subset of inputs, from one factorisation.
+
+A sublayer ends in a linear map `X @ W`. When only the inputs S are kept, the best weights are
+`H[S, S]^-1 G[S]` with the Gram matrix `H = X^T X` and `G = X^T Y` for a target output Y. For
+nested subsets, `S_k = order[:k]`, one Cholesky factorisation serves all k: with `H[order, order]
+= L L^T` and `B = L^-1 G[order]`, the weights are the solution of `L[:k, :k]^T W_k = B[:k]` and
+the squared error grows over that of all inputs by `sum of B[k:]**2`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunec.compiler.model.errors import ModelError
+
+
+@dataclass
+class GramStatistics:
+    """Sums over calibration tokens of the inputs of one linear map, float64.
+
+    own:   [d_in, d_in]  X̂ᵀX̂, inputs as the pruned model sees them
+    cross: [d_in, d_in]  X̂ᵀX, against the dense model's inputs for the same tokens
+    """
+
+    own: Tensor
+    cross: Tensor
+
+    @classmethod
+    def empty(cls, d_in: int, device: torch.device | str = "cpu") -> GramStatistics:
+        zeros = torch.zeros(d_in, d_in, dtype=torch.float64, device=device)
+        return cls(zeros, zeros.clone())
+
+    def add(self, pruned: Tensor, dense: Tensor) -> None:
+        """Add a batch of inputs, [tokens, d_in] each: float32 products, float64 sums."""
+        pruned, dense = pruned.float(), dense.float()
+        self.own += pruned.T @ pruned
+        self.cross += pruned.T @ dense
+
+
+@dataclass(frozen=True)
+class NormalEquations:
+    """gram: [d_in, d_in], symmetric positive definite; target: [d_in, d_out]; float64."""
+
+    gram: Tensor
+    target: Tensor
+
+
+def normal_equations(
+    statistics: GramStatistics, weight: Tensor, *, damping: float, dense_target: float
+) -> NormalEquations:
+    """The damped problem whose solution on all inputs stays close to `weight` [d_in, d_out].
+
+    The output to reproduce is `(1 - r) X̂W + r XW` with r = `dense_target`: at 0 the pruned
+    path's inputs are taken for right, at 1 its accumulated error is corrected towards the dense
+    model. Damping is relative to the mean diagonal of the Gram matrix and pulls towards `weight`,
+    so that dead inputs and rank-deficient Grams are harmless.
+
+    Source: Týr-the-Pruner (arXiv 2503.09657) for the symmetric problem at r = 0.
+    """
+    own = (statistics.own + statistics.own.T) / 2
+    if not torch.isfinite(own).all():
+        raise ModelError("a NaN or an infinity appeared in the activations of the calibration text")
+    weight = weight.to(torch.float64)
+    mixed = torch.lerp(own, statistics.cross, dense_target)
+    mean = own.diagonal().mean()
+    # A layer whose inputs are all zero leaves its weights undetermined: any ridge then keeps them.
+    ridge = damping * (mean if mean > 0 else torch.ones_like(mean))
+    gram = own + ridge * torch.eye(len(own), dtype=own.dtype, device=own.device)
+    return NormalEquations(gram, mixed @ weight + ridge * weight)
+
+
+@dataclass(frozen=True)
+class NestedSolution:
+    """Least-squares weights for every prefix of `order` (inputs, most important first).
+
+    order: [d_in] int64; factor: [d_in, d_in] lower triangular; projected: [d_in, d_out].
+    """
+
+    order: Tensor
+    factor: Tensor
+    projected: Tensor
+
+    @classmethod
+    def solve(cls, problem: NormalEquations, order: Tensor) -> NestedSolution:
+        """Factorise once for all sizes. `order` is a permutation of the inputs."""
+        factor = torch.linalg.cholesky(problem.gram[order][:, order])
+        projected = torch.linalg.solve_triangular(factor, problem.target[order], upper=False)
+        return cls(order, factor, projected)
+
+    def weight(self, size: int) -> tuple[Tensor, Tensor]:
+        """(inputs [size], weights [size, d_out]) for the `size` most important inputs.
+
+        The inputs come in ascending order and the weights' rows with them.
+        """
+        if size == 0:
+            return self.order[:0], self.projected[:0]
+        solved = torch.linalg.solve_triangular(
+            self.factor[:size, :size].T, self.projected[:size], upper=True
+        )
+        inputs, rows = self.order[:size].sort()
+        return inputs, solved[rows]
+
+    def excess_errors(self) -> Tensor:
+        """[d_in + 1]: for every size, the squared error beyond that of keeping all inputs."""
+        tail = self.projected.square().sum(dim=1).flip(0).cumsum(0).flip(0)
+        return torch.cat([tail, tail.new_zeros(1)])

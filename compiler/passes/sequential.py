@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prune a model along one path: layer by layer, each fitted to the inputs it will really see.
+
+The same walk builds a supernet (every size of every layer, around a centre layout) and resolves
+the final layout; they differ in what is kept of each layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from torch import Tensor
+
+from prunec.compiler.model.decoder import Decoder
+from prunec.compiler.model.layout import LayerSpec, Layout, attention_parameters, dense_layout
+from prunec.compiler.model.modeling_prunec_llama import PrunecLlamaDecoderLayer
+from prunec.compiler.passes.eliminate import channel_order, head_path
+from prunec.compiler.passes.gram import Streams, advance, gram_statistics
+from prunec.compiler.passes.least_squares import (
+    NestedSolution,
+    NormalEquations,
+    normal_equations,
+)
+from prunec.compiler.passes.nested import CutLayer, NestedAttention, NestedLayer, NestedMLP, Shape
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How local problems are posed; see `normal_equations`."""
+
+    damping: float
+    dense_target: float
+
+
+class LayerMemory(Protocol):
+    """Where finished layers are kept, so that a walk that was stopped goes on."""
+
+    def load(self, index: int) -> CutLayer | None: ...
+
+    def save(self, index: int, nested: NestedLayer, cut: CutLayer) -> None: ...
+
+
+def prune_sequentially(
+    decoder: Decoder,
+    ids: Tensor,
+    layout: Layout,
+    solver: Solver,
+    memory: LayerMemory,
+    *,
+    waypoints: Sequence[Shape] = (),
+    on_layer: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Walk through the model, pruning each layer to its spec in `layout`; `memory` gets the result.
+
+    ids: [windows, length] calibration tokens. Every layer's path of attention shapes contains the
+    layer's own; `waypoints` (descending) prescribe it further. `on_layer` is told how many layers
+    are done.
+    """
+    streams = Streams.start(decoder, ids)
+    for index, spec in enumerate(layout):
+        tensors = decoder.layer_tensors(index)
+        dense = decoder.layer(index, dense_layout(decoder.facts)[index], tensors)
+        cut = memory.load(index)
+        if cut is None:
+            path = waypoints or [(spec.query_heads, spec.kv_heads)]
+            nested = _solve_layer(decoder, index, tensors, dense, streams, spec, solver, path)
+            cut = nested.cut(decoder.facts, tensors, spec)
+            memory.save(index, nested, cut)
+            pruned = decoder.layer(index, spec, cut.tensors)
+        else:
+            pruned = decoder.layer(index, spec, cut.tensors)
+            advance(decoder, streams.dense, partial(decoder.attend, dense))
+            advance(decoder, streams.dense, partial(decoder.feed, dense))
+            advance(decoder, streams.pruned, partial(decoder.attend, pruned))
+        advance(decoder, streams.pruned, partial(decoder.feed, pruned))
+        on_layer(index + 1)
+
+
+def _solve_layer(
+    decoder: Decoder,
+    index: int,
+    tensors: Mapping[str, Tensor],
+    dense: PrunecLlamaDecoderLayer,
+    streams: Streams,
+    spec: LayerSpec,
+    solver: Solver,
+    waypoints: Sequence[Shape],
+) -> NestedLayer:
+    """Statistics, order and factorisation of a layer's two sublayers.
+
+    Leaves the dense stream behind the layer and the pruned one behind its attention, so that the
+    MLP's statistics are those of inputs that the layer's own pruned attention has shaped.
+    """
+    facts, family = decoder.facts, decoder.facts.family
+
+    def local_problem(sublayer: Callable[[Tensor], Tensor], name: str) -> NormalEquations:
+        statistics = gram_statistics(decoder, streams, sublayer, dense.get_submodule(name))
+        weight = tensors[f"{name}.weight"].T
+        return normal_equations(
+            statistics, weight, damping=solver.damping, dense_target=solver.dense_target
+        )
+
+    problem = local_problem(partial(decoder.attend, dense), family.output)
+    path = head_path(
+        problem,
+        head_dim=facts.head_dim,
+        query_heads=facts.query_heads,
+        kv_heads=facts.kv_heads,
+        parameters=lambda q, kv: attention_parameters(facts, LayerSpec(q, kv, facts.head_dim, 0)),
+        waypoints=waypoints,
+    )
+    attention = NestedAttention(facts.head_dim, path, NestedSolution.solve(problem, path.order))
+    cut = attention.cut(facts, tensors, (spec.query_heads, spec.kv_heads))
+    pruned = decoder.layer(index, cut.selection.spec(facts.head_dim), cut.tensors)
+    advance(decoder, streams.pruned, partial(decoder.attend, pruned))
+
+    problem = local_problem(partial(decoder.feed, dense), family.down)
+    return NestedLayer(attention, NestedMLP(NestedSolution.solve(problem, channel_order(problem))))

@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a recipe may say: the typed contract between the user and the compiler.
+
+Every field that is accepted here is obeyed by a build; a section that the chosen method does not
+read is refused. A validated recipe is settled: paths are absolute, globs are expanded, every
+`python_stdlib` source names its split, and a method that searches has a `search` with a seed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+
+from prunec.compiler import recipe_checks
+from prunec.compiler.diagnostics import shown
+from prunec.compiler.recipe_checks import refusal
+from prunec.compiler.recipe_methods import MagnitudeMethod, Method, TyrMethod, UniformMethod
+from prunec.compiler.recipe_sources import (
+    HubSource,
+    JsonlSource,
+    PythonStdlibSource,
+    Section,
+    Source,
+    Split,
+    TextSource,
+)
+
+__all__ = [
+    "Calibration",
+    "CompletionCheck",
+    "Export",
+    "HfExport",
+    "HubSource",
+    "JsonlSource",
+    "MagnitudeMethod",
+    "Method",
+    "ModelSpec",
+    "PerplexityCheck",
+    "PythonStdlibSource",
+    "Recipe",
+    "Search",
+    "SearchBudget",
+    "Source",
+    "Split",
+    "Target",
+    "TextSource",
+    "TyrMethod",
+    "UniformMethod",
+    "Validation",
+    "recipe_schema",
+    "render_schema",
+]
+
+
+# --- Model and target ---------------------------------------------------------------------
+
+
+HubConfig = Annotated[
+    Path,
+    Field(strict=False),  # YAML has no paths
+    AfterValidator(recipe_checks.existing_file),
+    BeforeValidator(recipe_checks.hub_only),
+]
+
+
+class ModelSpec(Section):
+    """The dense model that a build starts from."""
+
+    source: Annotated[str, AfterValidator(recipe_checks.model_source)] = Field(
+        min_length=1,
+        description="A folder with a checkpoint, relative to the recipe, or the id of a model on "
+        "the Hugging Face hub (`org/name`). A folder that exists comes first.",
+    )
+    revision: Annotated[str | None, BeforeValidator(recipe_checks.hub_only)] = Field(
+        default=None,
+        min_length=1,
+        description="Branch, tag or commit of the hub's model. A folder has none.",
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        default="bfloat16",
+        description="The dtype of the weights that are written, and of the forward passes.",
+    )
+    config: HubConfig | None = Field(
+        default=None,
+        description="A copy of the hub model's config.json, so that `prunec plan` needs neither "
+        "network nor weights; a build checks that the model agrees with it.",
+    )
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the checkpoint, or None when `source` is a hub id."""
+        path = Path(self.source)
+        return path if path.is_absolute() else None
+
+
+class Target(Section):
+    """How much smaller, and in what shape."""
+
+    sparsity: float = Field(
+        gt=0, lt=1, description="Share of the prunable parameters that is physically removed."
+    )
+    layout: Literal["per_layer", "uniform"] = Field(
+        default="per_layer",
+        description="`per_layer`: each layer has a shape of its own. `uniform`: all layers alike, "
+        "so that every runtime loads the model without code.",
+    )
+    multiple_of: int = Field(
+        default=16, ge=1, le=4096, description="FFN widths are multiples of this."
+    )
+
+
+# --- Data, search, export and validation ----------------------------------------------------------
+
+
+WholeWindows = Annotated[int, AfterValidator(recipe_checks.fills_a_window)]
+
+
+class Calibration(Section):
+    """The text that the weights are refitted on."""
+
+    home: ClassVar[Split] = "calibration"
+    place: ClassVar[tuple[str, ...]] = ("calibration",)
+
+    source: Source = Field(description="Where the text comes from.")
+    sequence_length: int = Field(default=2048, ge=2, description="Tokens in one window of text.")
+    tokens: WholeWindows = Field(
+        default=131_072, ge=1, validate_default=True, description="Tokens read in all."
+    )
+    seed: int = Field(default=0, ge=0, description="Chooses the windows.")
+
+
+class SearchBudget(Section):
+    """What the search may cost."""
+
+    token_forwards: int = Field(
+        default=2_000_000,
+        ge=1,
+        description="Tokens pushed through the whole model, over all candidates.",
+    )
+
+
+class Search(Section):
+    """How layouts are compared, and for how long."""
+
+    home: ClassVar[Split] = "search"
+    place: ClassVar[tuple[str, ...]] = ("search",)
+
+    source: Source | None = Field(
+        default=None,
+        description="Text that candidates are scored on. By default calibration's source, in "
+        "windows that calibration did not take (for `python_stdlib` its search split).",
+    )
+    tokens: int = Field(
+        default=65_536, ge=1, description="Size of the last selection stage, in tokens."
+    )
+    budget: SearchBudget = Field(default=SearchBudget(), description="When the search ends.")
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        description="Seeds the search and chooses its windows; by default calibration's seed.",
+    )
+
+
+class HfExport(Section):
+    """A Hugging Face checkpoint: safetensors, config, tokenizer, model card."""
+
+    kind: Literal["hf"] = Field(description="The format that is written.")
+    max_shard_bytes: int = Field(
+        default=5_000_000_000,
+        ge=1_000_000,
+        description="A safetensors file larger than this is split, in bytes.",
+    )
+
+
+Export = HfExport
+
+
+class PerplexityCheck(Section):
+    """Perplexity of the dense and the pruned model on text that fitted nothing."""
+
+    home: ClassVar[Split] = "evaluation"
+    place: ClassVar[tuple[str, ...]] = ("validate", "perplexity")
+
+    source: Source = Field(description="Where the text comes from.")
+    sequence_length: int = Field(default=256, ge=2, description="Tokens in one window of text.")
+    tokens: WholeWindows = Field(
+        default=65_536, ge=1, validate_default=True, description="Tokens scored in all."
+    )
+    max_ratio: float | None = Field(
+        default=None,
+        gt=0,
+        description="The gate: pruned perplexity over dense perplexity may not exceed this.",
+    )
+
+
+class CompletionCheck(Section):
+    """A greedy completion by both models, printed side by side; it gates nothing."""
+
+    prompt: str = Field(min_length=1, description="What both models continue.")
+    tokens: int = Field(default=48, ge=1, le=2048, description="Tokens to generate.")
+
+
+class Validation(Section):
+    """What is measured on the artefacts that were written."""
+
+    perplexity: PerplexityCheck | None = Field(
+        default=None, description="Perplexity, dense against pruned, with a gate."
+    )
+    completion: CompletionCheck | None = Field(
+        default=None, description="A completion, dense beside pruned."
+    )
+
+
+class Recipe(Section):
+    """A recipe: what prunec is to make of which model, and how that is judged."""
+
+    schema_version: Literal[1] = Field(description="The version of the recipe's shape.")
+    model: ModelSpec = Field(description="What is made smaller.")
+    method: Method = Field(description="How the model is made smaller.")
+    target: Target = Field(description="What the smaller model must be like.")
+    calibration: Calibration | None = Field(
+        default=None,
+        validate_default=True,
+        description="The text that the weights are refitted on; `tyr` and `uniform` need it.",
+    )
+    search: Search | None = Field(
+        default=None,
+        validate_default=True,
+        description="How `tyr` compares layouts, and for how long; other methods do not search.",
+    )
+    export: list[Export] = Field(
+        min_length=1, description="The formats that are written, at most one of each kind."
+    )
+    validation: Validation | None = Field(
+        default=None,
+        alias="validate",
+        description="What is measured on the artefacts that were written.",
+    )
+
+    @field_validator("schema_version", mode="before")
+    @classmethod
+    def _whole_number(cls, value: object) -> object:
+        if isinstance(value, bool | float):  # they would equal the literal 1
+            raise refusal(f"is {shown(value)}; it must be the whole number 1")
+        return value
+
+    @field_validator("calibration")
+    @classmethod
+    def _settle_calibration(
+        cls, calibration: Calibration | None, info: ValidationInfo
+    ) -> Calibration | None:
+        _check_read("calibration", calibration, info, required=True)
+        return calibration and _at_home(calibration)
+
+    @field_validator("search")
+    @classmethod
+    def _settle_search(cls, search: Search | None, info: ValidationInfo) -> Search | None:
+        _check_read("search", search, info, required=False)
+        calibration: Calibration | None = info.data.get("calibration")
+        method: Method | None = info.data.get("method")
+        if calibration is None or method is None or "search" not in method.reads:
+            return search
+        search = search or Search()
+        if search.source is None and isinstance(calibration.source, PythonStdlibSource):
+            search = search.model_copy(update={"source": PythonStdlibSource(kind="python_stdlib")})
+        search = _at_home(search)
+        if search.tokens < calibration.sequence_length:
+            raise refusal(
+                f"is {search.tokens}; it must be at least calibration.sequence_length "
+                f"({calibration.sequence_length})",
+                within=("tokens",),
+            )
+        _keep_apart(calibration, search)
+        seed = calibration.seed if search.seed is None else search.seed
+        return search.model_copy(update={"seed": seed})
+
+    @field_validator("export")
+    @classmethod
+    def _one_of_each(cls, export: list[Export]) -> list[Export]:
+        kinds = [item.kind for item in export]
+        for index, kind in enumerate(kinds):
+            if kind in kinds[:index]:
+                raise refusal(
+                    f"is a second `{kind}` export; there may be one of each kind",
+                    within=(index,),
+                )
+        return export
+
+    @field_validator("validation")
+    @classmethod
+    def _settle_validation(
+        cls, validation: Validation | None, info: ValidationInfo
+    ) -> Validation | None:
+        if validation is None or validation.perplexity is None:
+            return validation
+        perplexity = _at_home(validation.perplexity)
+        for section in (info.data.get("calibration"), info.data.get("search")):
+            if section is not None:
+                _keep_apart(section, perplexity)
+        return validation.model_copy(update={"perplexity": perplexity})
+
+
+Reading = TypeVar("Reading", Calibration, Search, PerplexityCheck)
+
+
+def _check_read(name: str, section: object, info: ValidationInfo, *, required: bool) -> None:
+    """Refuses a section that the method does not read, and misses one that it cannot do without."""
+    method: Method | None = info.data.get("method")
+    if method is None:  # it was refused itself
+        return
+    if section is not None and name not in method.reads:
+        raise refusal(f"is not read by method `{method.kind}`", f"remove the section `{name}`")
+    if section is None and required and name in method.reads:
+        raise refusal(
+            f"is missing; method `{method.kind}` needs it",
+            f"for example {name}: {{source: {{kind: text, files: [mine/*.txt]}}}}",
+        )
+
+
+def _at_home(section: Reading) -> Reading:
+    """The section with its split named, where its source is the standard library."""
+    source = section.source
+    if not isinstance(source, PythonStdlibSource) or source.split is not None:
+        return section
+    return section.model_copy(update={"source": source.model_copy(update={"split": section.home})})
+
+
+def _keep_apart(earlier: Calibration | Search, later: Search | PerplexityCheck) -> None:
+    """Refuses one split for two purposes; points at the section that left its own."""
+    one, two = earlier.source, later.source
+    if not isinstance(one, PythonStdlibSource) or not isinstance(two, PythonStdlibSource):
+        return
+    if one.split != two.split:
+        return
+    astray, other = (earlier, later) if two.split == later.home else (later, earlier)
+    raise refusal(
+        f'is "{one.split}", which {".".join(other.place)} reads too; they must be disjoint',
+        f"remove it: the split that is read there by default is {astray.home}",
+        at=(*astray.place, "source", "split"),
+    )
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, in draft 7, which editors' YAML language server reads."""
+    schema = Recipe.model_json_schema(ref_template="#/definitions/{model}")
+    schema["definitions"] = schema.pop("$defs")
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **_draft_7(schema)}
+
+
+def _draft_7(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_draft_7(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    # `discriminator` is OpenAPI's; and draft 7 ignores whatever stands beside a `$ref`.
+    rest = {key: _draft_7(value) for key, value in node.items() if key != "discriminator"}
+    if "$ref" in rest and len(rest) > 1:
+        rest["allOf"] = [{"$ref": rest.pop("$ref")}]
+    return rest
+
+
+def render_schema() -> str:
+    """The schema as it is committed in `recipes/recipe.schema.json`."""
+    return json.dumps(recipe_schema(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks on single recipe values that a type cannot express: paths, globs and windows.
+
+Each takes the value and pydantic's validation info, and returns the settled value or raises a
+`refusal`. Relative paths are relative to `info.context["folder"]`, the recipe's folder, or to the
+working folder when there is none.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from prunec.compiler.diagnostics import quoted
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+def refusal(
+    problem: str,
+    hint: str | None = None,
+    *,
+    within: tuple[str | int, ...] = (),
+    at: tuple[str, ...] = (),
+) -> PydanticCustomError:
+    """A mistake in our own words: `problem` goes on after the dotted key, `target.sparsity …`.
+
+    The key at fault is the one being validated; or `within` leads to it from there; or it stands
+    somewhere else in the recipe, `at` that path from the top.
+    """
+    # As context, not as the template: pydantic would expand braces that the user wrote.
+    context = {"problem": problem, "hint": hint, "within": within, "at": at}
+    return PydanticCustomError("refusal", "{problem}", context)
+
+
+def model_source(source: str, info: ValidationInfo) -> str:
+    """The absolute folder of a checkpoint if there is one, else the hub id as given."""
+    path = _absolute(source, info)
+    if path.is_dir():
+        return str(path)
+    if path.exists():
+        raise refusal(f"is {quoted(source)}; it must be a folder, and {path} is a file")
+    if source.startswith((".", "/", "~")):
+        near = _near(path, (entry for entry in _listed(path.parent) if entry.is_dir()))
+        raise refusal(f"is {quoted(source)}; there is no such folder: {path}", near)
+    if HUB_ID.fullmatch(source):
+        return source
+    raise refusal(
+        f"is {quoted(source)}; it must be a folder that exists or a hub id (`org/name`)",
+        f"as a folder it would be {path}",
+    )
+
+
+def hub_only(value: object, info: ValidationInfo) -> object:
+    """Refuses a setting that makes sense only for a model of the hub."""
+    source = info.data.get("source")
+    if value is not None and source is not None and Path(source).is_absolute():
+        raise refusal("is legal only with a hub id, and model.source is a folder", "remove it")
+    return value
+
+
+def dataset_id(dataset: str) -> str:
+    """A dataset's hub id: `org/name`, or the bare name of an old one."""
+    if not HUB_ID.fullmatch(dataset) and not HUB_ID.fullmatch(f"org/{dataset}"):
+        raise refusal(f"is {quoted(dataset)}; it must be the id of a hub dataset (`org/name`)")
+    return dataset
+
+
+def existing_file(path: Path, info: ValidationInfo) -> Path:
+    """The absolute path of a file that must exist."""
+    found = _absolute(str(path), info)
+    if not found.is_file():
+        near = _near(found, _listed(found.parent))
+        raise refusal(f"is {quoted(str(path))}; there is no such file: {found}", near)
+    return found
+
+
+def text_files(patterns: list[str], info: ValidationInfo) -> list[str]:
+    """The absolute, sorted, distinct files that the names and globs stand for."""
+    found: set[str] = set()
+    for index, pattern in enumerate(patterns):
+        path = _absolute(pattern, info)
+        if path.is_file():
+            found.add(str(path))
+            continue
+        if path.is_dir():
+            raise refusal(
+                f"is {quoted(pattern)}; it must be a file or a glob, and that is a folder",
+                f"for every file in it, write {quoted(pattern.rstrip('/') + '/**/*')}",
+                within=(index,),
+            )
+        if not glob.has_magic(pattern):
+            near = _near(path, _listed(path.parent))
+            raise refusal(
+                f"is {quoted(pattern)}; there is no such file: {path}", near, within=(index,)
+            )
+        # Only what the user wrote is a pattern: the recipe's folder may have brackets in its name.
+        root = glob.escape(str(_folder(info)))
+        whole = str(Path(root, Path(pattern).expanduser()))
+        matches = glob.iglob(whole, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute one
+        files = {str(Path(match).resolve()) for match in matches if Path(match).is_file()}
+        if not files:
+            raise refusal(
+                f"is {quoted(pattern)}; no file matches it in {_folder(info)}", within=(index,)
+            )
+        found |= files
+    return sorted(found)
+
+
+def fills_a_window(tokens: int, info: ValidationInfo) -> int:
+    """Refuses a number of tokens that is less than one window of text."""
+    window = info.data.get("sequence_length")
+    if window is not None and tokens < window:
+        raise refusal(f"is {tokens}; it must be at least sequence_length ({window})")
+    return tokens
+
+
+def _folder(info: ValidationInfo) -> Path:
+    return Path((info.context or {}).get("folder", Path.cwd()))
+
+
+def _absolute(text: str, info: ValidationInfo) -> Path:
+    try:
+        path = (_folder(info) / Path(text).expanduser()).resolve()
+        path.exists()  # a name that is too long shows only when it is looked up
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: `~nobody`, a loop of links
+        raise refusal(f"is {quoted(text)}; it must be a path that this system can read") from error
+    return path
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _near(path: Path, there: Iterable[Path]) -> str | None:
+    """Advice that names what is there instead of a missing path, the most alike first."""
+    names = [entry.name for entry in there if not entry.name.startswith(".")]
+    close = difflib.get_close_matches(path.name, names, n=3)
+    if close:
+        return "did you mean " + " or ".join(quoted(name) for name in close) + "?"
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent} either"
+    if not names:
+        return None
+    return f"{path.parent} holds " + ", ".join(quoted(name) for name in names[:5])

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a recipe's text may come from: the sources that calibration, search and validation share.
+
+Imported through `prunec.compiler.recipe`, which is the whole contract.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from prunec.compiler import recipe_checks
+
+
+class Section(BaseModel):
+    """What all sections share: no unknown keys, no coercion, no change after validation."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Split = Literal["calibration", "search", "evaluation"]
+Files = Annotated[
+    list[str],
+    Field(
+        min_length=1,
+        description="UTF-8 files or globs (`**` enters folders), relative to the recipe.",
+    ),
+    AfterValidator(recipe_checks.text_files),
+]
+
+
+class PythonStdlibSource(Section):
+    """The Python standard library of the interpreter that runs the build; needs no download."""
+
+    kind: Literal["python_stdlib"] = Field(description="Where the text comes from.")
+    split: Split | None = Field(
+        default=None,
+        description="Which of three disjoint sets of modules is read; by default the one named "
+        "after the section that the source stands in (evaluation under `validate`).",
+    )
+
+
+class TextSource(Section):
+    """Plain text files, each one document."""
+
+    kind: Literal["text"] = Field(description="Where the text comes from.")
+    files: Files
+
+
+class JsonlSource(Section):
+    """JSON Lines files, one document a line."""
+
+    kind: Literal["jsonl"] = Field(description="Where the text comes from.")
+    files: Files
+    field: str = Field(
+        default="text", min_length=1, description="The key whose value is the document's text."
+    )
+
+
+class HubSource(Section):
+    """A dataset of the Hugging Face hub, read through the datasets library, streaming."""
+
+    kind: Literal["hub"] = Field(description="Where the text comes from.")
+    dataset: Annotated[str, AfterValidator(recipe_checks.dataset_id)] = Field(
+        min_length=1, description="The dataset's id, such as `org/name`."
+    )
+    config: str | None = Field(
+        default=None, min_length=1, description="The dataset's configuration, where it has several."
+    )
+    split: str = Field(default="train", min_length=1, description="The dataset's split.")
+    field: str = Field(
+        default="text", min_length=1, description="The column that holds the document's text."
+    )
+    revision: str | None = Field(
+        default=None, min_length=1, description="Branch, tag or commit of the dataset."
+    )
+
+
+Source = Annotated[
+    PythonStdlibSource | TextSource | JsonlSource | HubSource, Field(discriminator="kind")
+]

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far a model's next-token distribution is from the dense model's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TeacherDistributions:
+    """The dense model's most likely tokens at every position, and the mass of all others.
+
+    ids: [windows, length, k] int32; log_probs: [windows, length, k] float32, of those ids;
+    log_tail: [windows, length] float32, of everything else (−inf where nothing is left)
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    log_tail: Tensor
+
+    @classmethod
+    def from_logits(cls, logits: Tensor, top_k: int) -> TeacherDistributions:
+        """logits: [windows, length, vocab] float32. All but `top_k` tokens share one bucket."""
+        log_probs, ids = logits.log_softmax(dim=-1).topk(top_k, dim=-1)
+        if top_k < logits.shape[-1]:
+            tail = _log_remainder(log_probs)
+        else:
+            tail = torch.full(logits.shape[:-1], -torch.inf, device=logits.device)
+        return cls(ids.to(torch.int32), log_probs, tail)
+
+    def __getitem__(self, windows: slice) -> TeacherDistributions:
+        return TeacherDistributions(
+            self.ids[windows], self.log_probs[windows], self.log_tail[windows]
+        )
+
+
+def divergence(teacher: TeacherDistributions, logits: Tensor) -> Tensor:
+    """[windows]: mean over positions of KL(dense ‖ candidate), in nats per token.
+
+    logits: [windows, length, vocab] float32 of the candidate. Both distributions are coarsened to
+    the teacher's top tokens and one bucket for the rest, which never raises the divergence and
+    is exact where no token is in the bucket.
+    """
+    candidate = logits.log_softmax(dim=-1).gather(-1, teacher.ids.long())
+    top = (teacher.log_probs.exp() * (teacher.log_probs - candidate)).sum(dim=-1)
+    has_tail = teacher.log_tail.isfinite()
+    tail = teacher.log_tail.exp() * (teacher.log_tail - _log_remainder(candidate))
+    return (top + torch.where(has_tail, tail, 0.0)).mean(dim=-1)
+
+
+def _log_remainder(log_probs: Tensor) -> Tensor:
+    """log(1 − Σ exp(log_probs)) over the last axis, kept finite against rounding."""
+    return torch.log1p(-log_probs.exp().sum(dim=-1).clamp(max=1 - 1e-6))

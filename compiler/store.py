@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results of steps, by fingerprint, on disk: whole or not at all.
+
+Every file is written beside its place, flushed to the disk and renamed. A tensor file carries its
+digest in its name and a JSON file inside, so that damage is found when it is read: what is damaged
+counts as missing and is made again. A step is finished when its `finished.json` is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FINISHED = "finished"
+
+
+class Store:
+    """A folder of entries, one a fingerprint."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def entry(self, fingerprint: str) -> Entry:
+        return Entry(self.root / fingerprint)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+class Entry:
+    """What one step has made so far: named tensors and JSON values."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Mark the step as done; everything that it saved must have been saved before."""
+        self.save_json(_FINISHED, record)
+
+    def record(self) -> dict[str, Any] | None:
+        """What `finish` was given; None while the step is not done."""
+        return self.load_json(_FINISHED)
+
+    def save_json(self, name: str, value: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(value, sort_keys=True)
+        sealed = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "value": text}
+        write_text(self.folder / f"{name}.json", json.dumps(sealed))
+
+    def load_json(self, name: str) -> dict[str, Any] | None:
+        """A saved value; None if there is none, or it is damaged."""
+        try:
+            sealed = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+            text = sealed["value"]
+            if hashlib.sha256(text.encode()).hexdigest() != sealed["sha256"]:
+                return None
+            value: dict[str, Any] = json.loads(text)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return value
+
+    def save_tensors(
+        self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+    ) -> None:
+        """Save tensors under a name, with JSON-ready facts beside them."""
+        from safetensors.torch import save_file
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f"{name}.partial"
+        on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(on_cpu, partial, metadata={"facts": json.dumps(facts or {})})
+        target = self.folder / f"{name}.{file_sha256(partial)[:16]}.safetensors"
+        _sync(partial)
+        partial.rename(target)
+        _sync(self.folder)
+
+    def load_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """(tensors, facts) that were saved; None if there are none, or they are damaged."""
+        from safetensors import safe_open
+
+        for path in sorted(self.folder.glob(f"{name}.*.safetensors")):
+            if file_sha256(path)[:16] != path.name.split(".")[-2]:
+                path.unlink()
+                continue
+            with safe_open(path, framework="pt") as file:
+                # Copies: the store's files may go while their tensors are in use.
+                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+                return tensors, json.loads(file.metadata()["facts"])
+        return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, and onto the disk."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    _sync(partial)
+    partial.rename(path)
+    _sync(path.parent)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file below a folder to the disk, and the folders' own entries."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

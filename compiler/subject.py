@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find the model that a recipe names: a folder, a hub id, or for planning a config alone."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from prunec.compiler.calibration.sources import file_identity
+from prunec.compiler.diagnostics import BuildError, Diagnostic, UserError
+from prunec.compiler.model.errors import ModelError
+from prunec.compiler.model.facts import (
+    INDEX,
+    Facts,
+    facts_from_config,
+    facts_from_folder,
+    read_json,
+    shard_names,
+)
+from prunec.compiler.plan import digest
+from prunec.compiler.planner import Subject
+from prunec.compiler.recipe import ModelSpec
+from prunec.exporters import EXPORTERS
+
+#: What a build reads of a hub repository: no pickles, no code.
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+_HUB_FILES += ["LICENSE*", "NOTICE*", "USE_POLICY*"]
+
+
+def subject_for_plan(model: ModelSpec) -> Subject:
+    """As much of the model as there is at hand; a config is enough. Raises UserError."""
+    if model.folder:
+        return _from_folder(model.folder, model)
+    try:
+        if model.config:
+            config, revision = model.config, model.revision or "main"
+        else:
+            snapshot = _from_hub(model, ["config.json"])
+            config, revision = snapshot / "config.json", snapshot.name
+        facts = facts_from_config(read_json(config))
+    except ModelError as error:
+        raise _unusable(error, model) from None
+    content = hashlib.sha256(config.read_bytes()).hexdigest()
+    return Subject(facts, None, digest([model.source, revision, content]))
+
+
+def subject_for_build(model: ModelSpec) -> Subject:
+    """The model with its checkpoint, downloaded if it is on the hub. Raises UserError, BuildError."""
+    if model.folder:
+        return _from_folder(model.folder, model)
+    subject = _from_folder(_from_hub(model, _HUB_FILES), model)
+    if model.config and _sizes(facts_from_config(read_json(model.config))) != _sizes(subject.facts):
+        raise UserError(
+            Diagnostic(
+                f"model.config ({model.config}) describes another model than {model.source}",
+                hint="remove model.config, or copy the model's own config.json there",
+            )
+        )
+    return subject
+
+
+def _from_folder(folder: Path, model: ModelSpec) -> Subject:
+    try:
+        facts = facts_from_folder(folder)
+        names = {"config.json", *shard_names(folder)}
+        names |= {INDEX} if (folder / INDEX).exists() else set()
+        for exporter in EXPORTERS.values():
+            names |= {str(name) for name in exporter.carried_files(folder)}
+    except ModelError as error:
+        raise _unusable(error, model) from None
+    identity = digest([[name, file_identity(folder / name)] for name in sorted(names)])
+    return Subject(facts, folder, identity)
+
+
+def _from_hub(model: ModelSpec, patterns: list[str]) -> Path:
+    """A snapshot's folder, named by its commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(model.source, revision=model.revision, allow_patterns=patterns)
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BuildError(
+            f"{model.source} cannot be had from the hub: {reason}",
+            hint="check the id, the network and HF_TOKEN; or give a folder as model.source",
+        ) from None
+
+
+def _unusable(error: ModelError, model: ModelSpec) -> UserError:
+    return UserError(Diagnostic(f"model.source {model.source}: {error.message}", hint=error.hint))
+
+
+def _sizes(facts: Facts) -> tuple[object, ...]:
+    return (
+        facts.family.model_type,
+        facts.layers,
+        facts.hidden_size,
+        facts.query_heads,
+        facts.kv_heads,
+        facts.head_dim,
+        facts.ffn,
+        facts.vocab_size,
+        facts.tied,
+        facts.biased,
+    )

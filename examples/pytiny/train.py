@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train pytiny: a 7-million-parameter Llama of Python code, on the standard library at hand.
+
+    python examples/pytiny/train.py --minutes 90
+
+Nothing is downloaded. The text is the standard library of the interpreter that runs this file,
+its own tests included where they are installed; the modules that prunec searches and evaluates
+on, and their tests, are held out (`prunec.compiler.calibration.python_stdlib`). The schedule
+follows the wall clock, so a slower machine sees fewer tokens and still ends its cosine. Killed,
+it goes on from the last checkpoint in `--work`; finished, it writes the model beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import sysconfig
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from prunec.compiler.calibration import python_stdlib
+
+HERE = Path(__file__).resolve().parent
+END = "<|endoftext|>"
+CONTEXT = 512
+BATCH = 16  # sequences a step
+LIBRARY_REPEATS = 2  # library modules are seen twice for every pass over the tests
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=90.0, help="wall-clock time of training")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="checkpoints and tokens")
+    parser.add_argument("--output", type=Path, default=HERE, help="where the finished model goes")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+
+    torch.manual_seed(args.seed)
+    library, tests = training_texts()
+    tokenizer = train_tokenizer(library + tests, args.work / "tokenizer.json")
+    stream = tokenize(tokenizer, library * LIBRARY_REPEATS + tests, args.seed)
+    held_out = tokenize(tokenizer, held_out_texts("evaluation"), seed=None)
+    print(f"{len(stream):,} training tokens a pass, {len(held_out):,} held out", flush=True)
+
+    model = LlamaForCausalLM(architecture())
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    tokens_seen = train(model, stream, held_out, args)
+    model = model.to(torch.bfloat16)  # what is published is what is measured
+    loss = held_out_loss(model, held_out)
+    save(model, tokenizer, args.output)
+    print(f"held-out perplexity {math.exp(loss):.2f} after {tokens_seen:,} tokens", flush=True)
+    facts = {
+        "held_out_perplexity": round(math.exp(loss), 3),
+        "held_out_tokens": len(held_out),
+        "tokens_seen": tokens_seen,
+        "training_tokens_per_pass": len(stream),
+        "minutes": args.minutes,
+        "seed": args.seed,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "completion": complete(model, tokenizer, "def read_lines(path, encoding="),
+    }
+    (args.work / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
+    print(json.dumps(facts, indent=2), flush=True)
+
+
+def architecture() -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=4096,
+        hidden_size=256,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=32,
+        intermediate_size=704,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+
+
+def training_texts() -> tuple[list[str], list[str]]:
+    """(library, tests): what may be trained on. The tests of held-out modules are held out too."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    held_out = python_stdlib.SEARCH | python_stdlib.EVALUATION
+
+    def is_clean(path: Path) -> bool:
+        names = [part.removesuffix(".py").removeprefix("test_") for part in path.parts]
+        return not any(name == h or name.startswith(h + "_") for name in names for h in held_out)
+
+    library = python_stdlib.files("calibration", root)
+    folders = [root / "test", *sorted(root.glob("*/tests")), root / "idlelib" / "idle_test"]
+    tests = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    tests = [path for path in tests if is_clean(path.relative_to(root))]
+    return _read(library), [text for text in _read(tests) if not _is_table(text)]
+
+
+def held_out_texts(split: str) -> list[str]:
+    return _read(python_stdlib.files(split))
+
+
+def _read(paths: list[Path]) -> list[str]:
+    texts = [path.read_text(encoding="utf-8", errors="ignore") for path in paths]
+    return [text for text in texts if text.strip()]
+
+
+def _is_table(text: str) -> bool:
+    """Data dressed as code (character maps, certificates): few letters, many digits."""
+    digits = sum(character.isdigit() for character in text)
+    return digits > 0.15 * len(text) or not text.isascii() and len(text.encode()) > 1.2 * len(text)
+
+
+def train_tokenizer(texts: list[str], path: Path) -> Tokenizer:
+    """Byte-level BPE of 4,096 tokens; runs of blanks become tokens, as code wants."""
+    if path.exists():
+        return Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(path))
+    return tokenizer
+
+
+def tokenize(tokenizer: Tokenizer, texts: list[str], seed: int | None) -> torch.Tensor:
+    """One stream of ids, an end mark after every text; shuffled by text where a seed is given."""
+    order = range(len(texts))
+    if seed is not None:
+        order = torch.randperm(len(texts), generator=_generator(seed)).tolist()
+    end = tokenizer.token_to_id(END)
+    encoded = tokenizer.encode_batch([texts[i] for i in order])
+    return torch.tensor([i for text in encoded for i in (*text.ids, end)], dtype=torch.int64)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch_at(stream: torch.Tensor, step: int, seed: int) -> torch.Tensor:
+    """[BATCH, CONTEXT + 1]: batch number `step`, a function of the step alone, so that a
+    resumed run sees what an uninterrupted one would. Each pass has its own offset and order."""
+    windows = (len(stream) - CONTEXT) // CONTEXT - 1
+    per_pass = windows // BATCH
+    number, within = divmod(step, per_pass)
+    generator = _generator(seed * 1_000_003 + number)
+    offset = int(torch.randint(CONTEXT, (1,), generator=generator))
+    order = torch.randperm(windows, generator=generator)
+    starts = offset + CONTEXT * order[within * BATCH : (within + 1) * BATCH]
+    return stream[starts[:, None] + torch.arange(CONTEXT + 1)]
+
+
+def train(
+    model: LlamaForCausalLM, stream: torch.Tensor, held_out: torch.Tensor, args: argparse.Namespace
+) -> int:
+    """Muon for the matrices inside the blocks, AdamW for embeddings and norms; returns tokens seen."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    optimizers = [
+        torch.optim.Muon(
+            matrices, lr=4e-3, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(others, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.01),
+    ]
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    checkpoint = args.work / "checkpoint.pt"
+    step, spent = 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        step, spent = state["step"], state["spent"]
+        print(f"resumed at step {step}", flush=True)
+
+    compiled = torch.compile(model)
+    budget = 60.0 * args.minutes
+    last_save = last_report = spent
+    began = time.monotonic() - spent
+    while spent < budget:
+        share = spent / budget
+        scale = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * scale
+        ids = batch_at(stream, step, args.seed)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = compiled(input_ids=ids[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        step += 1
+        spent = time.monotonic() - began
+        if step % 20 == 0:
+            speed = 20 * BATCH * CONTEXT / (spent - last_report)
+            print(f"{spent / 60:6.1f} min  step {step}  loss {loss:.3f}  {speed:,.0f} tok/s", flush=True)
+            last_report = spent
+        if step % 200 == 0:
+            held = held_out_loss(model, held_out[: 64 * CONTEXT + 1])
+            print(f"{'':10} held-out perplexity {math.exp(held):.2f} (first 32k tokens)", flush=True)
+        if spent - last_save > 120 or spent >= budget:
+            state = {
+                "model": model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "step": step,
+                "spent": spent,
+            }
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            last_save = spent
+    return step * BATCH * CONTEXT
+
+
+@torch.no_grad()
+def held_out_loss(model: LlamaForCausalLM, stream: torch.Tensor) -> float:
+    """Mean next-token loss in nats over consecutive windows of the training context."""
+    windows = (len(stream) - 1) // CONTEXT
+    total = 0.0
+    for start in range(0, windows, BATCH):
+        rows = torch.arange(start, min(start + BATCH, windows)) * CONTEXT
+        ids = stream[rows[:, None] + torch.arange(CONTEXT + 1)]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(input_ids=ids[:, :-1], use_cache=False).logits.float()
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        total += losses.item() * len(rows)
+    return total / windows
+
+
+def complete(model: LlamaForCausalLM, tokenizer: Tokenizer, prompt: str, tokens: int = 80) -> str:
+    ids = torch.tensor([tokenizer.encode(prompt).ids])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
+    return tokenizer.decode(out[0].tolist())
+
+
+def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+    model.generation_config.update(bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END, model_max_length=CONTEXT
+    ).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model card (README.md) of an exported model. Says nothing that a second build would not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from huggingface_hub.repocard import metadata_load
+from yaml import YAMLError
+
+from prunec.compiler.model.facts import Facts
+from prunec.compiler.model.layout import (
+    Layout,
+    dense_layout,
+    kv_bytes_per_token,
+    prunable_parameters,
+    sparsity,
+    total_parameters,
+)
+from prunec.exporters.artefact import Provenance
+from prunec.exporters.hf_rules import LayoutKind
+
+_PLAIN = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+"""
+
+_UNIFORM = f"""\
+All layers are alike, so this is a plain Llama: transformers loads it with no code of ours.
+
+{_PLAIN}"""
+
+_PER_LAYER = """\
+Each layer has its own shape, which the stock Llama class cannot say. The class that can lies beside
+the weights as `modeling_prunec_llama.py`; read it, then
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+
+Where prunec is installed, no remote code is needed: `import prunec.exporters.hf` first.
+"""
+
+
+def model_card(
+    source: Path,
+    facts: Facts,
+    layout: Layout,
+    layout_kind: LayoutKind,
+    bytes_per_value: int,
+    provenance: Provenance,
+) -> str:
+    """The text of README.md: YAML head, sizes before and after, layers, loading, the recipe.
+
+    `source` is the dense model's folder, whose own card gives the licence.
+    """
+    head = ModelCardData(
+        base_model=provenance.hub_id,
+        base_model_relation="finetune" if provenance.hub_id else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["pruned", "prunec", provenance.method],
+        **_inherited(source),
+    )
+    recipe = provenance.recipe_text
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0))
+    return f"""\
+---
+{head.to_yaml()}
+---
+
+# {Path(provenance.source).name}, {sparsity(facts, layout):.1%} pruned
+
+`{provenance.source}`, made physically smaller by prunec: what was pruned is gone from the files,
+not zeroed.
+
+| | dense | this model |
+| --- | ---: | ---: |
+{_sizes(facts, layout, bytes_per_value)}
+
+Sparsity is the share of the prunable parameters (attention and MLP projections) that is gone.
+
+## Loading
+
+{_UNIFORM if layout_kind == "uniform" else _PER_LAYER}
+## Layers
+
+| layer | query heads | KV heads | MLP width |
+| ---: | ---: | ---: | ---: |
+{_layers(layout)}
+
+Each of the dense model's {facts.layers} layers has {facts.query_heads} query heads,
+{facts.kv_heads} KV heads and an MLP width of {facts.ffn:,}; a head is {facts.head_dim} wide.
+A dash means that the layer has no attention, or no MLP.
+
+## How it was made
+
+Method `{provenance.method}`, calibrated on {provenance.calibration}.
+The recipe, also in `prunec/recipe.yaml`; `prunec/plan.json` says what it was resolved to:
+
+{fence}yaml
+{recipe.rstrip()}
+{fence}
+"""
+
+
+def _inherited(source: Path) -> dict[str, Any]:
+    """Licence and language, which pruning does not change, from the dense model's card."""
+    card = source / "README.md"
+    try:
+        head = metadata_load(card) if card.is_file() else None
+    except (ValueError, YAMLError):  # somebody else's card; a build does not fail over it
+        head = None
+    keys = ("license", "license_name", "license_link", "language")
+    return {key: head[key] for key in keys if key in head} if head else {}
+
+
+def _sizes(facts: Facts, layout: Layout, bytes_per_value: int) -> str:
+    rows: dict[str, list[int]] = {}
+    for each in (dense_layout(facts), layout):
+        parameters = total_parameters(facts, each)
+        for name, value in {
+            "parameters": parameters,
+            "prunable parameters": prunable_parameters(facts, each),
+            f"bytes of weights, {bytes_per_value} a value": parameters * bytes_per_value,
+            "KV cache, bytes a token": kv_bytes_per_token(facts, each, bytes_per_value),
+        }.items():
+            rows.setdefault(name, []).append(value)
+    table = [f"| {name} | {dense:,} | {pruned:,} |" for name, (dense, pruned) in rows.items()]
+    return "\n".join([*table, f"| sparsity | 0 | {sparsity(facts, layout):.2%} |"])
+
+
+def _layers(layout: Layout) -> str:
+    return "\n".join(
+        f"| {index} | {spec.query_heads or '-'} | {spec.kv_heads or '-'} | {spec.ffn or '-'} |"
+        for index, spec in enumerate(layout)
+    )

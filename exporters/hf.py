@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hugging Face folders, written and read back.
+
+Importing this module lets transformers load per-layer ones without remote code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from prunec.compiler.model import modeling_prunec_llama as modeling
+from prunec.compiler.model.checkpoint import write_checkpoint
+from prunec.compiler.model.errors import ModelError
+from prunec.compiler.model.facts import Facts, read_headers, shard_names
+from prunec.compiler.model.layout import (
+    Layout,
+    is_uniform,
+    norm_shapes,
+    projection_shapes,
+)
+from prunec.exporters.artefact import Provenance, Written
+from prunec.exporters.card import model_card
+from prunec.exporters.hf_rules import LayoutKind, carried_files
+
+modeling.register()
+
+# Of the source's config.json: where it lay, what it was stored as, code that is not carried along.
+_DROPPED_KEYS = ("_name_or_path", "torch_dtype", "auto_map", "transformers_version")
+
+_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+_Shapes = dict[str, tuple[int, ...]]
+
+
+def export(
+    destination: Path,
+    source: Path,
+    facts: Facts,
+    layout: Layout,
+    layout_kind: LayoutKind,
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    max_shard_bytes: int,
+    provenance: Provenance,
+) -> None:
+    """Write a pruned model into an existing, empty folder.
+
+    `tensors` yields all of its tensors by full name, in the order in which they are to be stored;
+    one shard is held at a time. Layers keep their indices: an emptied one has no tensors.
+    Raises ModelError if the layout cannot be said in `layout_kind` or the source has no tokenizer.
+    """
+    if layout_kind == "uniform" and not is_uniform(layout):
+        raise ModelError("layers of different shapes cannot be written as a uniform model")
+    for name in carried_files(source):
+        (destination / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, destination / name)
+    stored = ((name, tensor.to(dtype)) for name, tensor in tensors)
+    write_checkpoint(destination, stored, max_shard_bytes)
+    _write_json(destination / "config.json", model_config(facts, layout, layout_kind, dtype))
+    if layout_kind == "per_layer":
+        modeling_file = Path(modeling.__file__)
+        shutil.copyfile(modeling_file, destination / modeling_file.name)
+    card = model_card(source, facts, layout, layout_kind, dtype.itemsize, provenance)
+    (destination / "README.md").write_text(card, encoding="utf-8")
+    (destination / "prunec").mkdir()
+    recipe = destination / "prunec" / "recipe.yaml"
+    recipe.write_text(provenance.recipe_text, encoding="utf-8")
+    _write_json(destination / "prunec" / "plan.json", provenance.plan)
+
+
+def model_config(
+    facts: Facts, layout: Layout, layout_kind: LayoutKind, dtype: torch.dtype
+) -> dict[str, Any]:
+    """The pruned model's config.json: the dense model's, with the sizes that changed.
+
+    Model-wide sizes are the largest of any layer, and at least 1 since tools divide by them.
+    """
+    kept = {key: value for key, value in facts.config.items() if key not in _DROPPED_KEYS}
+    config = {
+        **kept,
+        "architectures": [facts.family.architecture],
+        "dtype": str(dtype).removeprefix("torch."),
+        "head_dim": facts.head_dim,
+        "num_attention_heads": max(1, *(spec.query_heads for spec in layout)),
+        "num_key_value_heads": max(1, *(spec.kv_heads for spec in layout)),
+        "intermediate_size": max(1, *(spec.ffn for spec in layout)),
+        "transformers_version": transformers.__version__,
+    }
+    if layout_kind == "uniform":
+        return config
+    module = modeling.__name__.rpartition(".")[2]
+    return {
+        **config,
+        "model_type": modeling.PrunecLlamaConfig.model_type,
+        "architectures": [modeling.PrunecLlamaForCausalLM.__name__],
+        "auto_map": {
+            "AutoConfig": f"{module}.{modeling.PrunecLlamaConfig.__name__}",
+            "AutoModel": f"{module}.{modeling.PrunecLlamaModel.__name__}",
+            "AutoModelForCausalLM": f"{module}.{modeling.PrunecLlamaForCausalLM.__name__}",
+        },
+        "layer_shapes": [
+            {
+                "num_attention_heads": spec.query_heads,
+                "num_key_value_heads": spec.kv_heads,
+                "intermediate_size": spec.ffn,
+            }
+            for spec in layout
+        ],
+    }
+
+
+def verify(destination: Path, layout: Layout, facts: Facts) -> Written:
+    """Read the headers of what was written, hold them against the layout, and build the model.
+
+    No weight is read: the model is built on the meta device and must want exactly the tensors
+    that are there. Raises ModelError where files, config and layout disagree.
+    """
+    found = read_headers(destination)
+    shapes = {name: info.shape for name, info in found.items()}
+    prunable, others = _expected_shapes(facts, layout)
+    _same_shapes(destination, shapes, prunable | others, "its layout")
+    try:
+        config = AutoConfig.from_pretrained(destination)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, OSError, RuntimeError, StrictDataclassError) as error:
+        raise ModelError(f"{destination} cannot be loaded by transformers: {error}") from error
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if facts.tied:
+        del wanted[facts.family.head]
+    _same_shapes(destination, shapes, wanted, "its config.json")
+    dtypes = {_DTYPES.get(info.dtype, info.dtype) for info in found.values()}
+    if dtypes != {str(config.dtype).removeprefix("torch.")}:
+        raise ModelError(f"{destination}: tensors are {dtypes}, by its config.json {config.dtype}")
+    return Written(
+        parameters=sum(map(math.prod, shapes.values())),
+        prunable_parameters=sum(math.prod(shapes[name]) for name in prunable),
+        weight_bytes=sum((destination / name).stat().st_size for name in shard_names(destination)),
+    )
+
+
+def _expected_shapes(facts: Facts, layout: Layout) -> tuple[_Shapes, _Shapes]:
+    """Shapes by full name of a layout's prunable tensors, and of all others."""
+    family = facts.family
+    prunable: _Shapes = {}
+    others: _Shapes = {
+        family.embedding: (facts.vocab_size, facts.hidden_size),
+        family.final_norm: (facts.hidden_size,),
+    }
+    if not facts.tied:
+        others[family.head] = others[family.embedding]
+    for index, spec in enumerate(layout):
+        for name, shape in projection_shapes(facts, spec).items():
+            prunable[family.in_layer(index, name)] = shape
+        for name, shape in norm_shapes(facts, spec).items():
+            others[family.in_layer(index, name)] = shape
+    return prunable, others
+
+
+def _same_shapes(folder: Path, found: _Shapes, wanted: _Shapes, by: str) -> None:
+    if found == wanted:
+        return
+    name = min(name for name in found | wanted if found.get(name) != wanted.get(name))
+    there, due = found.get(name, "absent"), wanted.get(name, "absent")
+    raise ModelError(f"{folder}: {name} is {there}; by {by} it is {due}")
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

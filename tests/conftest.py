@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny random models that the tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def make_llama(
+    folder: Path,
+    *,
+    layers: int = 3,
+    hidden: int = 64,
+    query_heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 16,
+    ffn: int = 96,
+    vocab: int = 300,
+    tied: bool = False,
+    biased: bool = False,
+    dtype: str = "float32",
+    shard_bytes: int | None = None,
+    seed: int = 0,
+    **config: Any,
+) -> Path:
+    """Write a random Llama and a byte-level tokenizer, as transformers itself saves them.
+
+    `biased` puts biases on attention and MLP, `shard_bytes` cuts the weights into shards of at
+    most that size, `config` adds to LlamaConfig. Norms and biases are random too, so that a test
+    can tell whether they were used.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            **{
+                "vocab_size": vocab,
+                "hidden_size": hidden,
+                "intermediate_size": ffn,
+                "num_hidden_layers": layers,
+                "num_attention_heads": query_heads,
+                "num_key_value_heads": kv_heads,
+                "head_dim": head_dim,
+                "tie_word_embeddings": tied,
+                "attention_bias": biased,
+                "mlp_bias": biased,
+                "max_position_embeddings": 512,
+                "pad_token_id": 0,
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+                **config,
+            }
+        )
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("norm.weight"):
+                parameter.copy_(1 + 0.2 * noise)
+            elif name.endswith("bias"):
+                parameter.copy_(0.1 * noise)
+            else:
+                parameter.copy_(noise * parameter.shape[1] ** -0.5)
+    model = model.to(getattr(torch, dtype))
+    model.save_pretrained(folder, max_shard_size=shard_bytes or "1GB")
+    _save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_llama` without its folder. Equal options give the same folder: do not write to it."""
+    made: dict[str, Path] = {}
+
+    def make(**options: Any) -> Path:
+        key = repr(sorted(options.items()))
+        if key not in made:
+            made[key] = make_llama(tmp_path_factory.mktemp("llama"), **options)
+        return made[key]
+
+    return make
+
+
+def _save_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        ["def self return import class None for in range if else"] * 4, trainer
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)

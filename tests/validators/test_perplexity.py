@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
+
+from prunec.validators.errors import ValidationError
+from prunec.validators.loading import open_model
+from prunec.validators.perplexity import (
+    Perplexity,
+    measure_perplexity,
+    perplexity,
+    ratio_interval,
+)
+
+
+@pytest.fixture
+def windows() -> torch.Tensor:
+    return torch.randint(0, 300, (5, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_the_float64_perplexity_of_the_logits(
+    saved_llama: Path, windows: torch.Tensor, dtype: torch.dtype
+) -> None:
+    reference = LlamaForCausalLM.from_pretrained(saved_llama, dtype=dtype).eval()
+    with torch.no_grad():
+        logits = reference(windows).logits.double()
+    expected = []
+    for window, scores in zip(windows.tolist(), logits.tolist(), strict=True):
+        losses = []
+        for position, following in enumerate(window[1:]):
+            peak = max(scores[position])
+            total = sum(math.exp(score - peak) for score in scores[position])
+            losses.append(math.log(total) + peak - scores[position][following])
+        expected.append(sum(losses) / len(losses))
+
+    measured = perplexity(saved_llama, windows, dtype)
+
+    assert measured.tokens == 5 * 11
+    assert measured.window_losses == pytest.approx(expected, rel=1e-5)
+    assert measured.loss == pytest.approx(sum(expected) / 5, rel=1e-5)
+    assert measured.value == pytest.approx(math.exp(sum(expected) / 5), rel=1e-4)
+
+
+def test_batches_change_progress_but_not_the_result(
+    saved_llama: Path, windows: torch.Tensor
+) -> None:
+    model = open_model(saved_llama, torch.float32)
+    done: list[int] = []
+    whole = measure_perplexity(model, windows)
+    split = measure_perplexity(model, windows, batch_tokens=25, on_progress=done.append)
+    assert done == [2, 4, 5]
+    assert split.window_losses == pytest.approx(whole.window_losses, rel=1e-5)
+
+
+def test_nan_weights_give_a_nan_perplexity(llama: Path, windows: torch.Tensor) -> None:
+    tensors = load_file(llama / "model.safetensors")
+    tensors["model.norm.weight"][0] = math.nan
+    save_file(tensors, llama / "model.safetensors", metadata={"format": "pt"})
+    measured = perplexity(llama, windows, torch.float32)
+    assert math.isnan(measured.value)
+    assert not measured.finite
+
+
+def test_a_loss_too_large_for_exp_is_infinite_and_flagged(llama: Path) -> None:
+    tensors = load_file(llama / "model.safetensors")
+    tensors["model.norm.weight"] *= 1e6
+    save_file(tensors, llama / "model.safetensors", metadata={"format": "pt"})
+    measured = perplexity(llama, torch.arange(12).reshape(1, 12), torch.float32)
+    assert measured.loss > 1000
+    assert measured.value == math.inf
+    assert not measured.finite
+
+
+@pytest.mark.parametrize(
+    "ids, complaint",
+    [
+        (torch.zeros(0, 12, dtype=torch.long), "nothing to predict"),
+        (torch.zeros(3, 1, dtype=torch.long), "nothing to predict"),
+        (torch.tensor([[1, 300]]), "token ids 1 … 300 do not fit"),
+    ],
+)
+def test_windows_that_cannot_be_measured_are_refused(
+    saved_llama: Path, ids: torch.Tensor, complaint: str
+) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        perplexity(saved_llama, ids, torch.float32)
+
+
+def test_a_folder_without_one_of_its_tensors_does_not_open(llama: Path) -> None:
+    tensors = load_file(llama / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, llama / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValidationError, match=r"missing tensors.*layers\.1\.mlp\.up_proj"):
+        open_model(llama, torch.float32)
+
+
+def test_a_folder_of_another_shape_does_not_open(llama: Path) -> None:
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    with pytest.raises(ValidationError, match="llama does not load"):
+        open_model(llama, torch.float32)
+
+
+def test_a_path_without_a_model_is_never_taken_for_a_name_on_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=r"no config\.json"):
+        open_model(tmp_path / "gpt2", torch.float32)
+
+
+def test_code_in_a_folder_is_not_run_unasked(llama: Path) -> None:
+    config = json.loads((llama / "config.json").read_text())
+    config |= {
+        "model_type": "homemade",
+        "auto_map": {
+            "AutoConfig": "homemade.Config",
+            "AutoModelForCausalLM": "homemade.Model",
+        },
+    }
+    (llama / "config.json").write_text(json.dumps(config))
+    (llama / "homemade.py").write_text("open('ran', 'w')")
+    with pytest.raises(ValidationError, match="does not load") as caught:
+        open_model(llama, torch.float32)
+    assert "trust_remote_code" in str(caught.value.__cause__)
+
+
+def measured(*losses: float) -> Perplexity:
+    mean = sum(losses) / len(losses)
+    return Perplexity(math.exp(mean), mean, 11 * len(losses), losses)
+
+
+def test_identical_models_have_a_ratio_of_exactly_one() -> None:
+    one = measured(2.5, 3.1, 2.9)
+    ratio = ratio_interval(one, one)
+    assert (ratio.value, ratio.low, ratio.high) == (1.0, 1.0, 1.0)
+
+
+def test_a_constant_difference_leaves_no_doubt_however_much_windows_differ() -> None:
+    ratio = ratio_interval(measured(1, 5, 9), measured(1.5, 5.5, 9.5))
+    assert (ratio.low, ratio.high) == pytest.approx((math.exp(0.5),) * 2)
+
+
+def test_the_interval_is_the_normal_one_on_many_windows_and_repeats_with_its_seed() -> None:
+    differences = torch.randn(400, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    dense, pruned = measured(*[3.0] * 400), measured(*(3.0 + differences).tolist())
+    ratio = ratio_interval(dense, pruned, seed=7)
+    half = 1.96 * differences.std().item() / 20
+    mean = differences.mean().item()
+    assert ratio.value == pytest.approx(pruned.value / dense.value)
+    assert math.log(ratio.low) == pytest.approx(mean - half, abs=0.015)
+    assert math.log(ratio.high) == pytest.approx(mean + half, abs=0.015)
+    assert ratio == ratio_interval(dense, pruned, seed=7)
+    assert ratio != ratio_interval(dense, pruned, seed=8)
+
+
+def test_one_window_or_a_nan_gives_no_interval() -> None:
+    assert math.isnan(ratio_interval(measured(2.0), measured(2.5)).low)
+    ratio = ratio_interval(measured(2.0, 2.0), measured(2.5, math.nan))
+    assert math.isnan(ratio.value) and math.isnan(ratio.low) and math.isnan(ratio.high)
+
+
+def test_perplexities_of_different_windows_are_not_compared() -> None:
+    with pytest.raises(ValidationError, match="22 and 33 tokens"):
+        ratio_interval(measured(1, 2), measured(1, 2, 3))

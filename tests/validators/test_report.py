@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from prunec.validators.gates import judge_max_ratio
+from prunec.validators.report import (
+    CompletionResult,
+    Cost,
+    Divergence,
+    ModelSize,
+    PerplexityResult,
+    Report,
+    SearchPoint,
+    SearchResult,
+    StepCost,
+    append_step_summary,
+    render_table,
+    write_report,
+)
+
+
+def layer(query_heads: int, kv_heads: int, ffn: int) -> dict[str, Any]:
+    shape = {"query_heads": query_heads, "kv_heads": kv_heads, "head_dim": 32, "ffn": ffn}
+    return shape | {"attention": kv_heads > 0, "mlp": ffn > 0}
+
+
+@pytest.fixture
+def report() -> Report:
+    return Report(
+        prunec_version="0.1.0",
+        recipe="quickstart",
+        method="tyr",
+        seed=0,
+        dense=ModelSize(6_951_168, 5_898_240, 13_909_512, 4096),
+        pruned=ModelSize(4_002_048, 2_949_120, 8_009_864, 1536),
+        dense_layers=[layer(8, 4, 704)] * 2,
+        layers=[layer(4, 2, 352), layer(0, 0, 48)],
+        cost=Cost(
+            2_000_123,
+            252.3,
+            1_500_000_000,
+            (StepCost("gram", 12.0, True), StepCost("search", 240.3, False)),
+        ),
+        gates=(judge_max_ratio(2.41, 3.0),),
+        perplexity=PerplexityResult(11.5, 27.715, 2.41, (2.35, 2.47), 65_280, "python_stdlib"),
+        completion=CompletionResult("def f(", "def f(x):\n    pass", "def f(``` |"),
+        search=SearchResult(
+            Divergence(0.9, 0.6),
+            (SearchPoint(0, 1, 1000, 0.8), SearchPoint(0, 2, 2000, 0.6)),
+        ),
+        remote_code=True,
+        artefacts={"hf": "hf"},
+        versions={"python": "3.11.9", "torch": "2.13.0"},
+    )
+
+
+def read(folder: Path) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads((folder / "report.json").read_text("utf-8"), parse_constant=refuse)
+
+
+def test_report_json_holds_what_users_are_promised(report: Report, tmp_path: Path) -> None:
+    write_report(report, tmp_path / "report")
+    content = read(tmp_path / "report")
+    assert content["schema_version"] == 1
+    assert content["passed"] is True
+    assert (content["recipe"], content["method"], content["seed"]) == ("quickstart", "tyr", 0)
+    assert content["dense"] == {
+        "parameters": 6_951_168,
+        "prunable_parameters": 5_898_240,
+        "bytes": 13_909_512,
+        "kv_bytes_per_token": 4096,
+    }
+    assert content["pruned"]["sparsity"] == 0.5
+    assert content["perplexity"] == {
+        "dense": 11.5,
+        "pruned": 27.715,
+        "ratio": 2.41,
+        "ratio_interval": [2.35, 2.47],
+        "tokens": 65_280,
+        "source": "python_stdlib",
+    }
+    assert set(content["completion"]) == {"prompt", "dense", "pruned"}
+    assert content["cost"]["steps"][0] == {"name": "gram", "seconds": 12.0, "reused": True}
+    assert {"token_forwards", "seconds", "peak_rss_bytes"} < set(content["cost"])
+    assert content["layers"] == [layer(4, 2, 352), layer(0, 0, 48)]
+    assert content["search"]["divergence"] == {"uniform": 0.9, "winner": 0.6}
+    assert content["search"]["history"][1]["token_forwards"] == 2000
+    assert content["gates"][0]["name"] == "perplexity.max_ratio"
+    assert {"measured", "threshold", "passed", "message"} < set(content["gates"][0])
+    assert content["artefacts"] == {"hf": "hf"}
+    assert content["versions"]["torch"] == "2.13.0"
+    assert content["prunec_version"] == "0.1.0"
+
+
+def test_what_is_not_finite_is_null_in_json_and_said_in_words(
+    report: Report, tmp_path: Path
+) -> None:
+    broken = PerplexityResult(11.5, math.nan, math.nan, (math.nan, math.nan), 10, "text")
+    report = replace(report, perplexity=broken, gates=(judge_max_ratio(math.nan, 3.0),))
+    write_report(report, tmp_path)
+    content = read(tmp_path)
+    assert content["passed"] is False
+    assert content["perplexity"]["pruned"] is None
+    assert content["perplexity"]["ratio_interval"] == [None, None]
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert text.startswith("# Failed: quickstart")
+    assert "| perplexity | 11.50 | not finite | not finite |" in text
+    assert "perplexity ratio is nan; it must be within 3.0" in text
+
+
+def test_report_md_gives_the_verdict_first_then_the_numbers(report: Report, tmp_path: Path) -> None:
+    write_report(report, tmp_path)
+    text = (tmp_path / "report.md").read_text("utf-8")
+    lines = text.splitlines()
+    assert lines[0] == "# Passed: quickstart, 50.0 % of the prunable parameters removed"
+    assert lines[2] == "- perplexity ratio 2.41 is within 3.0"
+    for row in (
+        "| parameters | 6.95 M | 4.00 M | 0.576 |",
+        "| prunable parameters | 5.90 M | 2.95 M | 0.500 |",
+        "| weight files | 13.3 MiB | 7.64 MiB | 0.576 |",
+        "| KV cache per token | 4.00 KiB | 1.50 KiB | 0.375 |",
+        "| perplexity | 11.50 | 27.71 | 2.410 |",
+        "| `perplexity.max_ratio` | 2.4100 | <= 3.0 | passed |",
+        "| 0 | 2 | 2,000 | 0.6000 |",
+        "| gram | 12.0 s | reused |",
+    ):
+        assert row in lines
+    assert "95 % interval of the ratio 2.350 … 2.470" in text
+    assert "4 min 12 s, 2,000,123 token-forwards, peak memory 1.40 GiB." in lines
+    assert (
+        'AutoModelForCausalLM.from_pretrained("hf", trust_remote_code=True, dtype="auto")' in text
+    )
+
+
+def test_the_layer_picture_shows_shares_of_the_dense_model(report: Report, tmp_path: Path) -> None:
+    write_report(replace(report, layers=[layer(4, 2, 352), layer(0, 0, 2)]), tmp_path)
+    lines = (tmp_path / "report.md").read_text("utf-8").splitlines()
+    first, second = lines[lines.index("## Layers") + 4 :][:2]
+    half, none, trace = "█" * 8 + "·" * 8, "·" * 16, "▏" + "·" * 15
+    assert first == f"    0  {half} 4/8  {half} 2/4  {half} 352/704"
+    assert second == f"    1  {none} 0/8  {none} 0/4  {trace}   2/704"
+
+
+def test_a_completion_cannot_end_its_code_block(report: Report, tmp_path: Path) -> None:
+    write_report(report, tmp_path)
+    assert "````\ndef f(``` |\n````\n" in (tmp_path / "report.md").read_text("utf-8")
+
+
+def test_a_report_without_the_optional_parts_is_whole(report: Report, tmp_path: Path) -> None:
+    bare = replace(report, gates=(), perplexity=None, completion=None, search=None, artefacts={})
+    write_report(bare, tmp_path)
+    content = read(tmp_path)
+    assert content["passed"] is True
+    assert content["perplexity"] is content["completion"] is content["search"] is None
+    assert "Perplexity was not measured." in (tmp_path / "report.md").read_text("utf-8")
+
+
+def test_a_rewritten_report_replaces_both_files_and_leaves_nothing_else(
+    report: Report, tmp_path: Path
+) -> None:
+    (tmp_path / ".report.json.partial").write_text("what a killed run left")
+    write_report(report, tmp_path)
+    write_report(replace(report, recipe="second"), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
+    assert read(tmp_path)["recipe"] == "second"
+
+
+def test_the_step_summary_is_appended_only_where_ci_asks_for_it(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    append_step_summary(report)
+    summary = tmp_path / "summary.md"
+    summary.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    append_step_summary(report)
+    assert summary.read_text("utf-8").startswith("before\n# Passed: quickstart")
+
+
+def test_the_terminal_shows_both_models_the_gate_and_the_place(
+    report: Report, tmp_path: Path
+) -> None:
+    odd = CompletionResult("a", "a[bold]b", "a\x1b[2J")
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    render_table(replace(report, completion=odd), console, tmp_path)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for text in ("6.95 M", "4.00 M", "0.576", "13.3 MiB", "4.00 KiB", "11.50", "27.71", "2.410"):
+        assert text in shown
+    assert "passed perplexity ratio 2.41 is within 3.0" in shown
+    assert str(tmp_path / "hf") in shown
+    assert "a[bold]b" in shown  # a model's text is no markup
+    assert "\x1b" not in shown  # and no terminal command

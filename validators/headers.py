@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint folder's files say without torch: JSON and safetensors headers.
+
+A safetensors file is an 8-byte little-endian length, a JSON header of that length, then data
+(https://huggingface.co/docs/safetensors). Deliberately not the compiler's reader: a validator
+that shared it would share its mistakes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunec.validators.errors import ValidationError
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8}
+_BITS |= {"U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """One tensor as its file's header describes it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes_per_value(self) -> int:
+        """0 for a dtype that is not known here."""
+        return _BITS.get(self.dtype, 0) // 8
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, or a ValidationError that names the file."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValidationError(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValidationError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ValidationError(f"{path} does not hold a JSON object")
+    return content
+
+
+def weight_files(folder: Path) -> dict[str, frozenset[str] | None]:
+    """File name → the tensors that the index places in it (None without an index).
+
+    ValidationError where there are no safetensors or the index is damaged or points elsewhere.
+    """
+    if not (folder / _INDEX).exists():
+        if not (folder / _SINGLE).is_file():
+            raise ValidationError(
+                f"{folder} has no safetensors weights",
+                hint=f"expected {_SINGLE}, or {_INDEX} and its shards",
+            )
+        return {_SINGLE: None}
+    weight_map = read_json_object(folder / _INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValidationError(f"{folder / _INDEX} has no weight_map")
+    placed: dict[str, set[str]] = {}
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValidationError(f"{folder / _INDEX} places {tensor} outside its folder: {name!r}")
+        placed.setdefault(name, set()).add(tensor)
+    return {name: frozenset(tensors) for name, tensors in sorted(placed.items())}
+
+
+def read_header(path: Path) -> dict[str, TensorHeader]:
+    """Name → header of every tensor of one file; ValidationError if it is damaged or cut short."""
+    damaged = f"{path} is not a safetensors file, or is damaged"
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise ValidationError(damaged)
+            entries = json.loads(file.read(length))
+        entries.pop("__metadata__", None)
+        headers = {
+            name: TensorHeader(str(entry["dtype"]), _shape(entry["shape"]), path.name)
+            for name, entry in entries.items()
+        }
+        spans = sorted(tuple(entry["data_offsets"]) for entry in entries.values())
+        end = 0
+        for begin, stop in spans:  # the format allows neither gaps nor overlaps
+            if begin != end or stop < begin:
+                raise ValidationError(damaged)
+            end = stop
+        for name, header in headers.items():
+            begin, stop = entries[name]["data_offsets"]
+            expected = header.parameters * header.bytes_per_value
+            if header.bytes_per_value and stop - begin != expected:
+                raise ValidationError(damaged)
+    except FileNotFoundError:
+        raise ValidationError(f"{path} is missing") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValidationError(f"{damaged}: {error}") from None
+    if size != 8 + length + end:
+        raise ValidationError(
+            f"{path} has {size:,} bytes; its header promises {8 + length + end:,}"
+        )
+    return headers
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
+        raise ValueError(f"{value!r} is not a shape")
+    return tuple(value)

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a build measured: the nouns of a report, and their JSON form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from prunec.validators.gates import Gate
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Sizes of a model as its files hold them: counts of parameters, bytes of the weight files,
+    bytes that one token adds to the KV cache."""
+
+    parameters: int
+    prunable_parameters: int
+    bytes: int
+    kv_bytes_per_token: int
+
+
+@dataclass(frozen=True)
+class PerplexityResult:
+    """Perplexity of both models on the same `tokens` predictions of text from `source`.
+
+    `ratio` is pruned over dense, `ratio_interval` its 95 % interval. What is not finite is kept
+    here, and becomes null in JSON.
+    """
+
+    dense: float
+    pruned: float
+    ratio: float
+    ratio_interval: tuple[float, float]
+    tokens: int
+    source: str
+
+
+@dataclass(frozen=True)
+class CompletionResult:
+    """What each model makes of a prompt; both texts begin with it."""
+
+    prompt: str
+    dense: str
+    pruned: str
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One step of the build. `reused`: its result came from the store."""
+
+    name: str
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the build took. One token-forward is one token through the whole model."""
+
+    token_forwards: int
+    seconds: float
+    peak_rss_bytes: int
+    steps: tuple[StepCost, ...] = ()
+
+
+@dataclass(frozen=True)
+class SearchPoint:
+    """The best divergence (nats per token) after a generation, and the token-forwards spent."""
+
+    round: int
+    generation: int
+    token_forwards: int
+    divergence: float
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Divergence from the dense model in nats per token: where the search began and ended."""
+
+    uniform: float
+    winner: float
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """How a search went."""
+
+    divergence: Divergence
+    history: tuple[SearchPoint, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that report.json and report.md say.
+
+    `layers` and `dense_layers` hold one entry a layer: `query_heads`, `kv_heads`, `head_dim`,
+    `ffn` (counts) and `attention`, `mlp` (whether there is one). `artefacts` maps a kind of
+    export to its path relative to the build's folder. `remote_code`: the Hugging Face export
+    brings its own modeling file.
+    """
+
+    prunec_version: str
+    recipe: str
+    method: str
+    seed: int
+    dense: ModelSize
+    pruned: ModelSize
+    dense_layers: Sequence[Mapping[str, Any]]
+    layers: Sequence[Mapping[str, Any]]
+    cost: Cost
+    gates: tuple[Gate, ...] = ()
+    perplexity: PerplexityResult | None = None
+    completion: CompletionResult | None = None
+    search: SearchResult | None = None
+    remote_code: bool = False
+    artefacts: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the prunable parameters that is gone."""
+        return 1 - self.pruned.prunable_parameters / self.dense.prunable_parameters
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed; true without gates."""
+        return all(gate.passed for gate in self.gates)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of report.json: plain data, finite numbers or null."""
+        content = {"schema_version": SCHEMA_VERSION, "passed": self.passed} | asdict(self)
+        content["pruned"]["sparsity"] = self.sparsity
+        finite: dict[str, Any] = _finite(content)
+        return finite
+
+
+def _finite(value: Any) -> Any:
+    """Plain data with null for NaN and infinities, which JSON cannot say."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

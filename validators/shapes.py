@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Per-layer shapes of a checkpoint, derived from its tensors and held against its config.json."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prunec.validators.headers import TensorHeader
+
+_LAYER = re.compile(r"model\.layers\.(\d{1,4})\.(.+)")
+_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_NORMS = {"input_layernorm.weight": _ATTENTION[0], "post_attention_layernorm.weight": _MLP[0]}
+_SIZES = {
+    "num_attention_heads": "query_heads",
+    "num_key_value_heads": "kv_heads",
+    "intermediate_size": "ffn",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """One decoder layer as its tensors say. Zero KV heads: no attention; zero ffn: no MLP."""
+
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+
+    @property
+    def attention(self) -> bool:
+        return self.kv_heads > 0
+
+    @property
+    def mlp(self) -> bool:
+        return self.ffn > 0
+
+    def as_dict(self) -> dict[str, int | bool]:
+        return {
+            "query_heads": self.query_heads,
+            "kv_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "ffn": self.ffn,
+            "attention": self.attention,
+            "mlp": self.mlp,
+        }
+
+
+def is_prunable(name: str) -> bool:
+    """Whether a tensor is a weight or bias of an attention or MLP projection of a layer."""
+    match = _LAYER.fullmatch(name)
+    return match is not None and match[2].rpartition(".")[0] in (*_ATTENTION, *_MLP)
+
+
+def layer_shapes(
+    tensors: Mapping[str, TensorHeader], config: Mapping[str, Any]
+) -> tuple[tuple[LayerShape, ...], list[str]]:
+    """The shape of every layer, and a sentence for every disagreement with itself or the config.
+
+    No layers for an architecture whose projections are not separate (its tensors say too little).
+    """
+    by_layer: dict[int, dict[str, tuple[int, ...]]] = {}
+    for name, header in tensors.items():
+        if match := _LAYER.fullmatch(name):
+            by_layer.setdefault(int(match[1]), {})[match[2]] = header.shape
+    separate = [f"{name}.weight" for name in (*_ATTENTION, *_MLP)]
+    if not any(name in layer for layer in by_layer.values() for name in separate):
+        return (), []
+
+    problems: list[str] = []
+    expected = _expected(config, problems)
+    seen = max(by_layer) + 1
+    if seen > len(expected):
+        problems.append(f"config.json says {len(expected)} layers; the tensors hold {seen}")
+    head_dim, hidden = _head_dim(config), config.get("hidden_size")
+    shapes = []
+    for index in range(max(seen, len(expected))):
+        layer = by_layer.get(index, {})
+        shape, wrong = _shape(layer, head_dim, hidden)
+        shapes.append(shape)
+        if index < len(expected):
+            wrong += [
+                f"config.json says {said} {what.replace('_', ' ')}; the tensors hold {held}"
+                for what, said in expected[index].items()
+                if said != (held := getattr(shape, what))
+            ]
+        problems += [f"layer {index}: {sentence}" for sentence in wrong]
+    return tuple(shapes), problems
+
+
+def _expected(config: Mapping[str, Any], problems: list[str]) -> list[dict[str, Any]]:
+    """What the config says of every layer, in LayerShape's terms."""
+    layers = config.get("num_hidden_layers")
+    if type(layers) is not int or not 0 <= layers < 10_000:
+        problems.append(f"config.json has num_hidden_layers: {layers!r}")
+        layers = 0
+    stated = config.get("layer_shapes")  # prunec's own per-layer models
+    if stated is None:
+        sizes = {ours: config.get(theirs) for theirs, ours in _SIZES.items()}
+        if sizes["kv_heads"] is None:
+            sizes["kv_heads"] = sizes["query_heads"]
+        return [sizes] * layers
+    if not isinstance(stated, list) or len(stated) != layers:
+        problems.append(
+            f"config.json has layer_shapes that are not one for each of {layers} layers"
+        )
+        return []
+    return [
+        {ours: entry.get(theirs) for theirs, ours in _SIZES.items()}
+        if isinstance(entry, Mapping)
+        else {}
+        for entry in stated
+    ]
+
+
+def _head_dim(config: Mapping[str, Any]) -> int:
+    """Rows of one head; 0 where the config does not say."""
+    head_dim, hidden = config.get("head_dim"), config.get("hidden_size")
+    heads = config.get("num_attention_heads")
+    if head_dim is None and type(hidden) is int and type(heads) is int and heads > 0:
+        head_dim = hidden // heads
+    return head_dim if type(head_dim) is int and head_dim > 0 else 0
+
+
+def _shape(
+    layer: Mapping[str, tuple[int, ...]], head_dim: int, hidden: Any
+) -> tuple[LayerShape, list[str]]:
+    """One layer's shape from its tensors' shapes, and what is wrong among them."""
+    wrong: list[str] = []
+
+    def side(name: str, axis: int) -> int:
+        """Size of a projection along its pruned axis; its other one must be the hidden size."""
+        shape = layer.get(f"{name}.weight", ())
+        if len(shape) != 2:
+            wrong.append(f"{name} has shape {list(shape)}" if shape else f"{name} is missing")
+            return 0
+        if shape[1 - axis] != hidden:
+            wrong.append(f"{name} has shape {list(shape)}; hidden_size is {hidden}")
+        return shape[axis]
+
+    def alike(*sizes: tuple[str, int]) -> int:
+        (first, size), *others = sizes
+        wrong.extend(
+            f"{name} has size {other}, {first} has {size}"
+            for name, other in others
+            if other != size
+        )
+        return size
+
+    d_query = d_kv = ffn = 0
+    if any(f"{name}.weight" in layer for name in _ATTENTION):
+        query, key, value, output = _ATTENTION
+        d_query = alike((query, side(query, 0)), (output, side(output, 1)))
+        d_kv = alike((key, side(key, 0)), (value, side(value, 0)))
+    if any(f"{name}.weight" in layer for name in _MLP):
+        gate, up, down = _MLP
+        ffn = alike((gate, side(gate, 0)), (up, side(up, 0)), (down, side(down, 1)))
+    for norm, first in _NORMS.items():
+        if (norm in layer) != (f"{first}.weight" in layer):
+            wrong.append(
+                f"{norm} is {'present without' if norm in layer else 'missing for'} {first}"
+            )
+    if (d_query or d_kv) and not head_dim:
+        wrong.append("config.json gives no head_dim")
+    heads = [0, 0]
+    for slot, rows in enumerate((d_query, d_kv)):
+        if head_dim:
+            heads[slot] = rows // head_dim
+            if rows % head_dim:
+                wrong.append(f"{rows} rows are not whole heads of head_dim {head_dim}")
+    query_heads, kv_heads = heads
+    if query_heads % kv_heads if kv_heads else query_heads:
+        wrong.append(f"{query_heads} query heads do not share {kv_heads} KV heads evenly")
+    return LayerShape(query_heads, kv_heads, head_dim, ffn), wrong
