@@ -127,7 +127,8 @@ def folder_digests(folder: Path) -> dict[str, str]:
 
 def export_is_intact(context: Context, step: Step, found: Summary) -> bool:
     """Whether the output folder still holds what a finished export wrote."""
-    return folder_digests(context.output / step.params["kind"]) == found["files"]
+    written: dict[str, str] = found["files"]
+    return folder_digests(context.output / step.params["kind"]) == written
 
 
 def run_measure(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
@@ -163,6 +164,4 @@ def perplexity_of(summary: Summary) -> Perplexity | None:
     saved = summary.get("perplexity")
     if saved is None:
         return None
-    return Perplexity(
-        saved["value"], saved["loss"], saved["tokens"], tuple(saved["window_losses"])
-    )
+    return Perplexity(saved["value"], saved["loss"], saved["tokens"], tuple(saved["window_losses"]))

@@ -15,9 +15,6 @@ from prunec.compiler.diagnostics import BuildError, Diagnostic, UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from prunec.compiler.plan import Plan
-    from prunec.compiler.planner import Subject
-    from prunec.compiler.recipe import Recipe
 
 app = typer.Typer(
     name="prunec",
@@ -162,7 +159,7 @@ def find_recipe(path: Path) -> Path:
 
 
 def main() -> None:
-    """The `prunec` command. Exit codes: 0 passed, 1 a gate failed, 2 usage, 3 failure, 130 stopped."""
+    """The command. Exit codes: 0 passed, 1 a gate failed, 2 usage, 3 failure, 130 interrupted."""
     try:
         app(standalone_mode=True)
     except UserError as error:

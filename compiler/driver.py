@@ -147,9 +147,7 @@ def _run(context: Context, step: Step, narrator: Narrator, label: str) -> _Done:
             hint="finished steps are kept; put it right and run the same command again",
         ) from error
     done = _Done(found, time.monotonic() - began, _peak_rss_bytes(), reused=False)
-    entry.finish(
-        {"found": found, "seconds": done.seconds, "peak_rss_bytes": done.peak_rss_bytes}
-    )
+    entry.finish({"found": found, "seconds": done.seconds, "peak_rss_bytes": done.peak_rss_bytes})
     narrator.say(f"{label}: {_headline(step, found)} ({done.seconds:.1f} s)")
     return done
 

@@ -12,16 +12,12 @@ from typing import Any
 
 from prunec.compiler.calibration import sources
 from prunec.compiler.diagnostics import Diagnostic, UserError
+from prunec.compiler.estimates import Estimates
 from prunec.compiler.model.facts import Facts
-from prunec.compiler.model.layout import (
-    Layout,
-    dense_layout,
-    prunable_parameters,
-    total_parameters,
-)
+from prunec.compiler.model.layout import Layout, dense_layout
 from prunec.compiler.plan import Cost, Plan, Step, digest
-from prunec.compiler.recipe import Recipe, Source, TyrMethod
-from prunec.compiler.search.space import Budget, InfeasibleTarget
+from prunec.compiler.recipe import MagnitudeMethod, Recipe, Source, TyrMethod
+from prunec.compiler.search.space import Budget, InfeasibleTargetError
 from prunec.exporters import EXPORTERS
 
 #: Raised when the code behind a kind of step changes what it writes.
@@ -35,13 +31,8 @@ VERSIONS = {
     "measure": 1,
 }
 
-_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-
 #: Most likely tokens of the dense model that are kept apart when distributions are compared.
 TOP_K = 512
-
-#: A walk sends a token through the dense layers on both streams, and through the pruned ones.
-WALK_FORWARDS = 3
 
 
 @dataclass(frozen=True)
@@ -86,7 +77,7 @@ class _Planner:
         self.identity = subject.identity
         self.base = base
         self.steps: list[Step] = []
-        self.bytes_per_value = _BYTES[recipe.model.dtype]
+        self.estimate = Estimates(subject.facts, recipe.model.dtype)
         self.model = {"identity": subject.identity, "dtype": recipe.model.dtype}
 
     def plan(self) -> Plan:
@@ -101,7 +92,10 @@ class _Planner:
                 f"write the smaller model as {export.kind}",
                 export.model_dump() | {"layout": recipe.target.layout},
                 {"layers": layout_of},
-                Cost(disk_bytes=self._weight_bytes(start), memory_bytes=self._layer_bytes() * 2),
+                Cost(
+                    disk_bytes=self.estimate.weight_bytes(start),
+                    memory_bytes=self.estimate.layer_bytes * 2,
+                ),
             )
         if recipe.validation:
             self._measure()
@@ -113,7 +107,7 @@ class _Planner:
         recipe = self.recipe
         calibration, search = recipe.calibration, recipe.search
         if calibration:
-            length = calibration.sequence_length
+            length, seed = calibration.sequence_length, calibration.seed
             windows = math.ceil(calibration.tokens / length)
             search_windows = math.ceil(search.tokens / length) if search else 0
             shared = search is not None and search.source in (None, calibration.source)
@@ -122,17 +116,17 @@ class _Planner:
                 "calibration-tokens",
                 "text that the weights are fitted to",
                 calibration.source,
-                dict(windows=windows, length=length, seed=calibration.seed, skip=0, total=total),
+                {"windows": windows, "length": length, "seed": seed, "skip": 0, "total": total},
             )
             if search:
                 assert search.seed is not None  # settled with the recipe
-                own = dict(seed=search.seed, skip=0, total=search_windows)
-                rest = dict(seed=calibration.seed, skip=windows, total=total)
+                own = {"seed": search.seed, "skip": 0, "total": search_windows}
+                rest = {"seed": seed, "skip": windows, "total": total}
                 self._add_tokens(
                     "search-tokens",
                     "text that layouts are compared on; calibration does not see it",
                     search.source or calibration.source,
-                    dict(windows=search_windows, length=length) | (rest if shared else own),
+                    {"windows": search_windows, "length": length} | (rest if shared else own),
                 )
         if recipe.validation and (perplexity := recipe.validation.perplexity):
             windows = math.ceil(perplexity.tokens / perplexity.sequence_length)
@@ -140,9 +134,13 @@ class _Planner:
                 "evaluation-tokens",
                 "text that nothing was fitted to or chosen on",
                 perplexity.source,
-                dict(
-                    windows=windows, length=perplexity.sequence_length, seed=0, skip=0, total=windows
-                ),
+                {
+                    "windows": windows,
+                    "length": perplexity.sequence_length,
+                    "seed": 0,
+                    "skip": 0,
+                    "total": windows,
+                },
             )
 
     def _add_tokens(self, name: str, why: str, source: Source, draw: dict[str, int]) -> None:
@@ -155,12 +153,14 @@ class _Planner:
         except sources.SourceError as error:
             raise UserError(Diagnostic(error.message, hint=error.hint)) from None
         params = {"source": data, "text": text, "tokenizer": self.identity, **draw}
-        self._add(name, "tokens", why, params, {}, Cost(disk_bytes=8 * draw["windows"] * draw["length"]))
+        self._add(
+            name, "tokens", why, params, {}, Cost(disk_bytes=8 * draw["windows"] * draw["length"])
+        )
 
     def _start_layout(self) -> Layout:
         try:
             return budget_of(self.recipe, self.facts).uniform_layout()
-        except InfeasibleTarget as error:
+        except InfeasibleTargetError as error:
             raise UserError(
                 Diagnostic(
                     str(error),
@@ -173,7 +173,7 @@ class _Planner:
         """Rounds of supernet and search, each around the last one's winner; then resolve."""
         method, search, facts = self.recipe.method, self.recipe.search, self.facts
         assert isinstance(method, TyrMethod) and search is not None
-        tokens = self._windows("search-tokens") * self._length("search-tokens")
+        tokens = self._count("search-tokens")
         top = min(TOP_K, facts.vocab_size)
         self._add(
             "teacher",
@@ -183,8 +183,8 @@ class _Planner:
             {"tokens": "search-tokens"},
             Cost(
                 token_forwards=tokens,
-                memory_bytes=tokens * (8 * top + 4) + self._layer_bytes(),
-                disk_bytes=tokens * (8 * top + 4),
+                memory_bytes=self.estimate.teacher_bytes(tokens, top) + self.estimate.layer_bytes,
+                disk_bytes=self.estimate.teacher_bytes(tokens, top),
             ),
         )
         left = search.budget.token_forwards - tokens
@@ -207,9 +207,12 @@ class _Planner:
                 "supernet",
                 "solve every size of every layer"
                 + (" around the last winner" if layout_of else " around the uniform layout"),
-                self.model | self._solver() | ({"centre": centre} if centre else {}) | self._budget(),
+                self.model
+                | self._solver()
+                | ({"centre": centre} if centre else {})
+                | self._budget(),
                 inputs,
-                self._walk_cost(self._nested_bytes()),
+                self._walk(self.estimate.nested_bytes),
             )
             step = self._neurons(method.first_step / 2 ** (number - 1))
             share = left // method.rounds
@@ -226,7 +229,7 @@ class _Planner:
                     "seed": [search.seed, number],
                 },
                 {"supernet": f"supernet-{number}", "teacher": "teacher", "tokens": "search-tokens"},
-                Cost(token_forwards=share, memory_bytes=self._nested_bytes()),
+                Cost(token_forwards=share, memory_bytes=self.estimate.nested_bytes),
             )
             layout_of = f"search-{number}"
         self._add(
@@ -235,7 +238,7 @@ class _Planner:
             "fit the winner once more, layer by layer, to the inputs it really sees",
             self.model | self._solver(),
             {"tokens": "calibration-tokens", "layout": layout_of},
-            self._walk_cost(self._weight_bytes(start)),
+            self._walk(self.estimate.weight_bytes(start)),
         )
         return "resolve"
 
@@ -246,7 +249,7 @@ class _Planner:
             "prune layer by layer, all alike, and refit what stays",
             self.model | self._solver() | {"layout": self._layout_params(start)},
             {"tokens": "calibration-tokens"},
-            self._walk_cost(self._weight_bytes(start)),
+            self._walk(self.estimate.weight_bytes(start)),
         )
         return "resolve"
 
@@ -257,7 +260,10 @@ class _Planner:
             "remove the units of smallest norm; nothing is refitted",
             self.model | {"solver": "magnitude", "layout": self._layout_params(start)},
             {},
-            Cost(memory_bytes=2 * self._layer_bytes(), disk_bytes=self._weight_bytes(start)),
+            Cost(
+                memory_bytes=2 * self.estimate.layer_bytes,
+                disk_bytes=self.estimate.weight_bytes(start),
+            ),
         )
         return "resolve"
 
@@ -270,11 +276,10 @@ class _Planner:
         inputs = {"tokens": "evaluation-tokens"} if checks.perplexity else {}
         forwards = Cost()
         if checks.perplexity:
-            tokens = self._windows("evaluation-tokens") * self._length("evaluation-tokens")
+            tokens = self._count("evaluation-tokens")
             forwards = Cost(
                 token_forwards=tokens,
-                memory_bytes=total_parameters(self.facts, dense_layout(self.facts))
-                * self.bytes_per_value,
+                memory_bytes=self.estimate.weight_bytes(dense_layout(self.facts)),
             )
         self._add("measure-dense", "measure", "judge the model as it was", params, inputs, forwards)
         exported = f"export-{self.recipe.export[0].kind}"
@@ -305,6 +310,7 @@ class _Planner:
 
     def _solver(self) -> dict[str, Any]:
         method = self.recipe.method
+        assert not isinstance(method, MagnitudeMethod)  # it solves nothing
         return {
             "solver": "least_squares",
             "damping": method.damping,
@@ -324,43 +330,18 @@ class _Planner:
     def _layout_params(layout: Layout) -> list[list[int]]:
         return [[spec.query_heads, spec.kv_heads, spec.ffn] for spec in layout]
 
-    def _windows(self, name: str) -> int:
-        return int(next(step for step in self.steps if step.name == name).params["windows"])
+    def _walk(self, disk_bytes: int) -> Cost:
+        return self.estimate.walk(self._count("calibration-tokens"), disk_bytes)
 
-    def _length(self, name: str) -> int:
-        return int(next(step for step in self.steps if step.name == name).params["length"])
+    def _count(self, name: str) -> int:
+        """Tokens that an earlier step draws."""
+        params = next(step for step in self.steps if step.name == name).params
+        return int(params["windows"] * params["length"])
 
     def _neurons(self, share: float) -> int:
         """A share of the MLP's width in whole multiples of the legal step, at least one."""
         multiple = self.recipe.target.multiple_of
         return multiple * max(1, round(share * self.facts.ffn / multiple))
-
-    def _layer_bytes(self) -> int:
-        facts = self.facts
-        return prunable_parameters(facts, dense_layout(facts)[:1]) * self.bytes_per_value
-
-    def _weight_bytes(self, layout: Layout) -> int:
-        return total_parameters(self.facts, layout) * self.bytes_per_value
-
-    def _nested_bytes(self) -> int:
-        """Order, factor and projection of every sublayer, float32."""
-        facts = self.facts
-        heads = facts.query_heads * facts.head_dim
-        values = heads * (heads + facts.hidden_size) + facts.ffn * (facts.ffn + facts.hidden_size)
-        return 4 * values * facts.layers
-
-    def _walk_cost(self, disk_bytes: int) -> Cost:
-        facts = self.facts
-        tokens = self._windows("calibration-tokens") * self._length("calibration-tokens")
-        streams = 2 * tokens * facts.hidden_size * self.bytes_per_value
-        widest = max(facts.ffn, facts.query_heads * facts.head_dim)
-        # Two sums, the problem, its inverse and moment and the factor, float64.
-        matrices = 6 * 8 * widest * widest
-        return Cost(
-            token_forwards=WALK_FORWARDS * tokens,
-            memory_bytes=streams + matrices + 3 * self._layer_bytes(),
-            disk_bytes=disk_bytes,
-        )
 
 
 _METHODS: Mapping[str, Callable[[_Planner, Layout], str]] = {

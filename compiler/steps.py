@@ -17,6 +17,7 @@ from prunec.compiler import planner
 from prunec.compiler.calibration import sources
 from prunec.compiler.calibration.windows import draw_windows
 from prunec.compiler.diagnostics import BuildError
+from prunec.compiler.estimates import WALK_FORWARDS
 from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.layout import LayerSelection, LayerSpec, Layout, dense_layout
@@ -221,7 +222,7 @@ def _walk(
         waypoints=waypoints,
         on_layer=lambda done: progress(done, len(layout), "layers"),
     )
-    return {"token_forwards": planner.WALK_FORWARDS * ids.numel(), "layout": _plain(layout)}
+    return {"token_forwards": WALK_FORWARDS * ids.numel(), "layout": _plain(layout)}
 
 
 def _layout(context: Context, step: Step, role: str) -> Layout:

@@ -45,7 +45,7 @@ def subject_for_plan(model: ModelSpec) -> Subject:
 
 
 def subject_for_build(model: ModelSpec) -> Subject:
-    """The model with its checkpoint, downloaded if it is on the hub. Raises UserError, BuildError."""
+    """The model with its checkpoint, downloaded from the hub if need be. UserError, BuildError."""
     if model.folder:
         return _from_folder(model.folder, model)
     subject = _from_folder(_from_hub(model, _HUB_FILES), model)
@@ -75,7 +75,7 @@ def _from_folder(folder: Path, model: ModelSpec) -> Subject:
 def _from_hub(model: ModelSpec, patterns: list[str]) -> Path:
     """A snapshot's folder, named by its commit."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(

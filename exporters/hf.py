@@ -26,8 +26,8 @@ from prunec.compiler.model.facts import Facts, read_headers, shard_names
 from prunec.compiler.model.layout import (
     Layout,
     is_uniform,
-    norm_shapes,
-    projection_shapes,
+    prunable_parameters,
+    tensor_shapes,
 )
 from prunec.exporters.artefact import Provenance, Written
 from prunec.exporters.card import model_card
@@ -128,8 +128,7 @@ def verify(destination: Path, layout: Layout, facts: Facts) -> Written:
     """
     found = read_headers(destination)
     shapes = {name: info.shape for name, info in found.items()}
-    prunable, others = _expected_shapes(facts, layout)
-    _same_shapes(destination, shapes, prunable | others, "its layout")
+    _same_shapes(destination, shapes, tensor_shapes(facts, layout), "its layout")
     try:
         config = AutoConfig.from_pretrained(destination)
         with torch.device("meta"):
@@ -145,27 +144,9 @@ def verify(destination: Path, layout: Layout, facts: Facts) -> Written:
         raise ModelError(f"{destination}: tensors are {dtypes}, by its config.json {config.dtype}")
     return Written(
         parameters=sum(map(math.prod, shapes.values())),
-        prunable_parameters=sum(math.prod(shapes[name]) for name in prunable),
+        prunable_parameters=prunable_parameters(facts, layout),  # the files have its shapes
         weight_bytes=sum((destination / name).stat().st_size for name in shard_names(destination)),
     )
-
-
-def _expected_shapes(facts: Facts, layout: Layout) -> tuple[_Shapes, _Shapes]:
-    """Shapes by full name of a layout's prunable tensors, and of all others."""
-    family = facts.family
-    prunable: _Shapes = {}
-    others: _Shapes = {
-        family.embedding: (facts.vocab_size, facts.hidden_size),
-        family.final_norm: (facts.hidden_size,),
-    }
-    if not facts.tied:
-        others[family.head] = others[family.embedding]
-    for index, spec in enumerate(layout):
-        for name, shape in projection_shapes(facts, spec).items():
-            prunable[family.in_layer(index, name)] = shape
-        for name, shape in norm_shapes(facts, spec).items():
-            others[family.in_layer(index, name)] = shape
-    return prunable, others
 
 
 def _same_shapes(folder: Path, found: _Shapes, wanted: _Shapes, by: str) -> None:

@@ -12,22 +12,62 @@ from pathlib import Path
 
 #: Modules on which searches are scored. No model of ours is trained or calibrated on them.
 SEARCH = frozenset(
-    "base64 bdb doctest functools gettext imaplib plistlib pdb smtplib socketserver "
-    "tempfile trace traceback uuid weakref".split()
+    [
+        "base64",
+        "bdb",
+        "doctest",
+        "functools",
+        "gettext",
+        "imaplib",
+        "plistlib",
+        "pdb",
+        "smtplib",
+        "socketserver",
+        "tempfile",
+        "trace",
+        "traceback",
+        "uuid",
+        "weakref",
+    ]
 )
 
 #: Modules on which results are reported. Nothing is trained, calibrated or chosen on them.
 EVALUATION = frozenset(
-    "calendar configparser csv dataclasses difflib fractions heapq ipaddress mailbox pprint "
-    "shlex shutil statistics tarfile textwrap".split()
+    [
+        "calendar",
+        "configparser",
+        "csv",
+        "dataclasses",
+        "difflib",
+        "fractions",
+        "heapq",
+        "ipaddress",
+        "mailbox",
+        "pprint",
+        "shlex",
+        "shutil",
+        "statistics",
+        "tarfile",
+        "textwrap",
+    ]
 )
 
 SPLITS = ("calibration", "search", "evaluation")
 
 #: Neither the interpreter's tests (many distributions leave them out) nor tables of data.
 _LEFT_OUT = frozenset(
-    "test tests idle_test site-packages dist-packages encodings pydoc_data "
-    "lib2to3 __pycache__ _pyrepl".split()
+    [
+        "test",
+        "tests",
+        "idle_test",
+        "site-packages",
+        "dist-packages",
+        "encodings",
+        "pydoc_data",
+        "lib2to3",
+        "__pycache__",
+        "_pyrepl",
+    ]
 )
 
 
@@ -37,7 +77,9 @@ def files(split: str, root: Path | None = None) -> list[Path]:
     `calibration` is everything that is held out of neither `search` nor `evaluation`.
     """
     root = root or Path(sysconfig.get_paths()["stdlib"])
-    return [path for path in sorted(root.rglob("*.py")) if split_of(path.relative_to(root)) == split]
+    return [
+        path for path in sorted(root.rglob("*.py")) if split_of(path.relative_to(root)) == split
+    ]
 
 
 def split_of(path: Path) -> str | None:

@@ -40,7 +40,7 @@ def documents(source: Mapping[str, Any], seed: int, base: Path) -> Iterator[str]
 
 
 def identity(source: Mapping[str, Any], base: Path) -> str:
-    """A digest that changes when the source's text does; of a hub data set, its name and revision."""
+    """A digest that changes when the text does; of a hub data set, its name and revision."""
     paths: list[Path] = []
     if source["kind"] == "python_stdlib":
         paths = python_stdlib.files(source["split"])

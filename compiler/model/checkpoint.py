@@ -28,7 +28,7 @@ class Checkpoint:
         info = self.facts.tensors[name]
         try:
             with safe_open(self.folder / info.shard, framework="pt") as shard:
-                tensor = shard.get_tensor(name).clone()
+                tensor: Tensor = shard.get_tensor(name).clone()
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{self.folder / info.shard} cannot be read: {error}") from None
         if not torch.isfinite(tensor).all():

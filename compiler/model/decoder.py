@@ -63,7 +63,8 @@ class Decoder:
                 ffn=spec.ffn,
             )
         layer.load_state_dict(dict(tensors), strict=True, assign=True)
-        return layer.eval().requires_grad_(False)
+        layer.eval().requires_grad_(False)
+        return layer
 
     def batches(self, windows: int, length: int) -> Iterator[slice]:
         """Slices over windows of about BATCH_TOKENS tokens each."""
@@ -79,22 +80,24 @@ class Decoder:
         """Hidden states after a layer's attention and its residual sum."""
         if layer.self_attn is None:
             return hidden
-        mixed, _ = layer.self_attn(
+        mixed: Tensor = layer.self_attn(
             hidden_states=layer.input_layernorm(hidden),
             position_embeddings=self._rotations(hidden.shape[1]),
             attention_mask=None,  # full windows: causal, and nothing else
-        )
+        )[0]
         return hidden + mixed
 
     def feed(self, layer: PrunecLlamaDecoderLayer, hidden: Tensor) -> Tensor:
         """Hidden states after a layer's MLP and its residual sum."""
         if layer.mlp is None:
             return hidden
-        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        widened: Tensor = layer.mlp(layer.post_attention_layernorm(hidden))
+        return hidden + widened
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[windows, length, hidden_size] → [windows, length, vocab_size], float32."""
-        return (self._final_norm(hidden) @ self._head.T).float()
+        normed: Tensor = self._final_norm(hidden)
+        return (normed @ self._head.T).float()
 
     def _rotations(self, length: int) -> tuple[Tensor, Tensor]:
         if length not in self._rotary_cache:

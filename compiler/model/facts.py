@@ -168,19 +168,9 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> in
 
 def _check_shapes(facts: Facts, folder: Path) -> None:
     # Imported here: layout is built on facts.
-    from prunec.compiler.model.layout import dense_layout, norm_shapes, projection_shapes
+    from prunec.compiler.model.layout import dense_layout, tensor_shapes
 
-    family = facts.family
-    expected: dict[str, tuple[int, ...]] = {
-        family.embedding: (facts.vocab_size, facts.hidden_size),
-        family.final_norm: (facts.hidden_size,),
-    }
-    if not facts.tied:
-        expected[family.head] = expected[family.embedding]
-    for index, spec in enumerate(dense_layout(facts)):
-        shapes = projection_shapes(facts, spec) | norm_shapes(facts, spec)
-        expected |= {family.in_layer(index, name): shape for name, shape in shapes.items()}
-    for name, shape in expected.items():
+    for name, shape in tensor_shapes(facts, dense_layout(facts)).items():
         info = facts.tensors.get(name)
         if info is None:
             raise ModelError(f"{folder} has no tensor {name}, though its config calls for it")

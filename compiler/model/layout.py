@@ -109,9 +109,24 @@ def norm_shapes(facts: Facts, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def tensor_shapes(facts: Facts, layout: Sequence[LayerSpec]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of a model by their full names. A tied head is not stored."""
+    family = facts.family
+    shapes: dict[str, tuple[int, ...]] = {family.embedding: (facts.vocab_size, facts.hidden_size)}
+    for index, spec in enumerate(layout):
+        layer = projection_shapes(facts, spec) | norm_shapes(facts, spec)
+        shapes |= {family.in_layer(index, name): shape for name, shape in layer.items()}
+    shapes[family.final_norm] = (facts.hidden_size,)
+    if not facts.tied:
+        shapes[family.head] = shapes[family.embedding]
+    return shapes
+
+
 def attention_parameters(facts: Facts, spec: LayerSpec) -> int:
     """Prunable parameters of the attention sublayer."""
-    return _count(projection_shapes(facts, LayerSpec(spec.query_heads, spec.kv_heads, spec.head_dim, 0)))
+    return _count(
+        projection_shapes(facts, LayerSpec(spec.query_heads, spec.kv_heads, spec.head_dim, 0))
+    )
 
 
 def mlp_parameters(facts: Facts, spec: LayerSpec) -> int:
@@ -120,7 +135,7 @@ def mlp_parameters(facts: Facts, spec: LayerSpec) -> int:
 
 
 def prunable_parameters(facts: Facts, layout: Sequence[LayerSpec]) -> int:
-    """Parameters of all attention and MLP projections, biases included: what sparsity is a share of."""
+    """Parameters of all projections, biases included: what sparsity is a share of."""
     return sum(attention_parameters(facts, s) + mlp_parameters(facts, s) for s in layout)
 
 

@@ -116,11 +116,12 @@ def head_path(
         if queries // kv > max(goal_per_group, 1):
             moves.append([_cheapest(inverse, weight, heads, head_dim) for heads in groups.values()])
 
-        def price(heads: list[int], size: int = parameters(queries, kv)) -> float:
-            after = parameters(*_shape(_without(groups, heads)))
-            return _block_cost(inverse, weight, _columns(heads, head_dim)) / (size - after)
-
-        chosen = min(moves, key=price)
+        prices = [
+            _block_cost(inverse, weight, _columns(heads, head_dim))
+            / (parameters(queries, kv) - parameters(*_shape(_without(groups, heads))))
+            for heads in moves
+        ]
+        chosen = moves[prices.index(min(prices))]
         columns = _columns(chosen, head_dim).to(inverse.device)
         inverse, weight = _remove_block(inverse, weight, columns)
         removed.append(columns)

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gram statistics of one sublayer, on two streams: what the dense model feeds it, and the pruned one."""
+"""Gram statistics of one sublayer, on two streams: dense inputs and pruned ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from prunec.compiler.model.decoder import Decoder

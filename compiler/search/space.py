@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layouts that a search may propose: legal ones of the asked-for size, and steps between them."""
+"""The layouts that a search may propose: legal, of the asked-for size, and the steps between."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Shape = tuple[int, int]  # query heads, KV heads
 IsLegal = Callable[[int, int], bool]
 
 
-class InfeasibleTarget(Exception):
+class InfeasibleTargetError(Exception):
     """No legal layout has the size that is asked for."""
 
 
@@ -43,7 +43,9 @@ class Budget:
     @property
     def parameters(self) -> int:
         """Prunable parameters that the layout should have."""
-        return round((1 - self.sparsity) * prunable_parameters(self.facts, dense_layout(self.facts)))
+        return round(
+            (1 - self.sparsity) * prunable_parameters(self.facts, dense_layout(self.facts))
+        )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -82,7 +84,7 @@ class Budget:
         """Every layer alike, attention and MLP cut in about the same proportion.
 
         Untied, widths differ by one step between layers where that meets the size more exactly.
-        Raises InfeasibleTarget.
+        Raises InfeasibleTargetError.
         """
         facts, layers = self.facts, self.facts.layers
         dense = self.attention_size((facts.query_heads, facts.kv_heads))
@@ -96,9 +98,8 @@ class Budget:
             candidate = Candidate((shape,) * layers, self._spread(left))
             if abs(self.size(candidate) - self.parameters) <= self.unit:
                 return self.layout(candidate)
-        raise InfeasibleTarget(
-            f"no layout removes {self.sparsity:.4g} of the {prunable_parameters(facts, dense_layout(facts)):,} "
-            "prunable parameters with all layers alike"
+        raise InfeasibleTargetError(
+            f"no layout with all layers alike removes {self.sparsity:.4g} of what is prunable"
         )
 
     def tied_path(self, centre: Shape) -> list[Shape]:

@@ -115,7 +115,9 @@ def _read(paths: list[Path]) -> list[str]:
 def _is_table(text: str) -> bool:
     """Data dressed as code (character maps, certificates): few letters, many digits."""
     digits = sum(character.isdigit() for character in text)
-    return digits > 0.15 * len(text) or not text.isascii() and len(text.encode()) > 1.2 * len(text)
+    return digits > 0.15 * len(text) or (
+        not text.isascii() and len(text.encode()) > 1.2 * len(text)
+    )
 
 
 def train_tokenizer(texts: list[str], path: Path) -> Tokenizer:
@@ -138,7 +140,7 @@ def train_tokenizer(texts: list[str], path: Path) -> Tokenizer:
 
 def tokenize(tokenizer: Tokenizer, texts: list[str], seed: int | None) -> torch.Tensor:
     """One stream of ids, an end mark after every text; shuffled by text where a seed is given."""
-    order = range(len(texts))
+    order = list(range(len(texts)))
     if seed is not None:
         order = torch.randperm(len(texts), generator=_generator(seed)).tolist()
     end = tokenizer.token_to_id(END)
@@ -166,7 +168,7 @@ def batch_at(stream: torch.Tensor, step: int, seed: int) -> torch.Tensor:
 def train(
     model: LlamaForCausalLM, stream: torch.Tensor, held_out: torch.Tensor, args: argparse.Namespace
 ) -> int:
-    """Muon for the matrices inside the blocks, AdamW for embeddings and norms; returns tokens seen."""
+    """Muon for the blocks' matrices, AdamW for embeddings and norms; returns the tokens seen."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
@@ -208,11 +210,16 @@ def train(
         spent = time.monotonic() - began
         if step % 20 == 0:
             speed = 20 * BATCH * CONTEXT / (spent - last_report)
-            print(f"{spent / 60:6.1f} min  step {step}  loss {loss:.3f}  {speed:,.0f} tok/s", flush=True)
+            print(
+                f"{spent / 60:6.1f} min  step {step}  loss {loss:.3f}  {speed:,.0f} tok/s",
+                flush=True,
+            )
             last_report = spent
         if step % 200 == 0:
             held = held_out_loss(model, held_out[: 64 * CONTEXT + 1])
-            print(f"{'':10} held-out perplexity {math.exp(held):.2f} (first 32k tokens)", flush=True)
+            print(
+                f"{'':10} held-out perplexity {math.exp(held):.2f} (first 32k tokens)", flush=True
+            )
         if spent - last_save > 120 or spent >= budget:
             state = {
                 "model": model.state_dict(),
@@ -243,7 +250,9 @@ def held_out_loss(model: LlamaForCausalLM, stream: torch.Tensor) -> float:
 
 def complete(model: LlamaForCausalLM, tokenizer: Tokenizer, prompt: str, tokens: int = 80) -> str:
     ids = torch.tensor([tokenizer.encode(prompt).ids])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False
+    )
     return tokenizer.decode(out[0].tolist())
 
 
@@ -251,7 +260,11 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     model.generation_config.update(bos_token_id=0, eos_token_id=0, pad_token_id=0)
     model.save_pretrained(folder)
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END, model_max_length=CONTEXT
+        tokenizer_object=tokenizer,
+        bos_token=END,
+        eos_token=END,
+        pad_token=END,
+        model_max_length=CONTEXT,
     ).save_pretrained(folder)
 
 

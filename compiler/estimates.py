@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What steps are expected to cost, from the facts of a model alone."""
+
+from __future__ import annotations
+
+from prunec.compiler.model.facts import Facts
+from prunec.compiler.model.layout import (
+    Layout,
+    dense_layout,
+    prunable_parameters,
+    total_parameters,
+)
+from prunec.compiler.plan import Cost
+
+#: A walk sends a token through the dense layers on both streams, and through the pruned ones.
+WALK_FORWARDS = 3
+
+_VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+class Estimates:
+    """Bytes and token-forwards of the passes over one model at one dtype."""
+
+    def __init__(self, facts: Facts, dtype: str) -> None:
+        self.facts = facts
+        self.value_bytes = _VALUE_BYTES[dtype]
+
+    def weight_bytes(self, layout: Layout) -> int:
+        """A whole model."""
+        return total_parameters(self.facts, layout) * self.value_bytes
+
+    @property
+    def layer_bytes(self) -> int:
+        """One dense decoder layer."""
+        return prunable_parameters(self.facts, dense_layout(self.facts)[:1]) * self.value_bytes
+
+    @property
+    def nested_bytes(self) -> int:
+        """Factor and projection of every sublayer, as a supernet stores them: float32."""
+        facts = self.facts
+        heads = facts.query_heads * facts.head_dim
+        values = heads * (heads + facts.hidden_size) + facts.ffn * (facts.ffn + facts.hidden_size)
+        return 4 * values * facts.layers
+
+    def teacher_bytes(self, tokens: int, top_k: int) -> int:
+        """Top ids and log-probabilities of the dense model, and one tail a token."""
+        return tokens * (8 * top_k + 4)
+
+    def walk(self, tokens: int, disk_bytes: int) -> Cost:
+        """A pass over all layers with both streams of calibration tokens in memory."""
+        facts = self.facts
+        streams = 2 * tokens * facts.hidden_size * self.value_bytes
+        widest = max(facts.ffn, facts.query_heads * facts.head_dim)
+        # Two sums, the problem, its inverse and moment and the factor, float64.
+        matrices = 6 * 8 * widest * widest
+        return Cost(
+            token_forwards=WALK_FORWARDS * tokens,
+            memory_bytes=streams + matrices + 3 * self.layer_bytes,
+            disk_bytes=disk_bytes,
+        )
