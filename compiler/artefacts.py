@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunec.compiler.diagnostics import BuildError
+from prunec.compiler.layer_store import load_cut
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import LayerSpec
 from prunec.compiler.plan import Step
-from prunec.compiler.steps import Context, Progress, Summary, load_cut
-from prunec.compiler.store import Entry, file_sha256, sync_tree
+from prunec.compiler.steps import Context, Progress, Summary
+from prunec.compiler.store import Entry, LostResultError, file_sha256, sync_tree
 from prunec.exporters import EXPORTERS
 from prunec.exporters.artefact import Provenance
 from prunec.validators.completion import complete_with
@@ -69,10 +69,7 @@ def _tensors(
     for index in range(facts.layers):
         cut = load_cut(layers, index)
         if cut is None:
-            raise BuildError(
-                f"{layers.folder} has lost layer {index}",
-                hint="run the same command again with --fresh",
-            )
+            raise LostResultError(layers, f"layer {index}")
         for name, tensor in sorted(cut.tensors.items()):
             yield family.in_layer(index, name), tensor
         progress(index + 1, facts.layers, "layers")

@@ -44,7 +44,7 @@ from prunec.compiler.model.layout import (
 from prunec.compiler.plan import Step
 from prunec.compiler.progress import Narrator
 from prunec.compiler.steps import RUNNERS, Context, Progress, Summary
-from prunec.compiler.store import Entry, write_text
+from prunec.compiler.store import Entry, LostResultError, write_text
 from prunec.validators.errors import ValidationError
 from prunec.validators.gates import Gate, judge_max_ratio
 from prunec.validators.perplexity import ratio_interval
@@ -98,14 +98,29 @@ def build(context: Context, name: str, narrator: Narrator) -> Report:
         ) from None
     with lock:
         _remove_leftovers(context.output)
-        done: dict[str, _Done] = {}
-        for number, step in enumerate(context.plan.steps, start=1):
-            label = f"[{number}/{len(context.plan.steps)}] {step.name}"
-            done[step.name] = _run(context, step, narrator, label)
+        done = _run_all(context, narrator)
         report = _report(context, name, done)
         _publish(context, name, report)
     append_step_summary(report)
     return report
+
+
+def _run_all(context: Context, narrator: Narrator) -> dict[str, _Done]:
+    """Every step in order; once more from the start where an earlier result turns out damaged."""
+    remade: set[Path] = set()
+    while True:
+        done: dict[str, _Done] = {}
+        try:
+            for number, step in enumerate(context.plan.steps, start=1):
+                label = f"[{number}/{len(context.plan.steps)}] {step.name}"
+                done[step.name] = _run(context, step, narrator, label)
+            return done
+        except LostResultError as lost:
+            if lost.entry.folder in remade:
+                raise BuildError(str(lost), hint="check the disk; --fresh starts over") from None
+            remade.add(lost.entry.folder)
+            lost.entry.reopen()
+            narrator.say(f"{lost}; making it again")
 
 
 def _remove_leftovers(output: Path) -> None:

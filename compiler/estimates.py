@@ -12,10 +12,13 @@ from prunec.compiler.model.layout import (
 )
 from prunec.compiler.plan import Cost
 
-#: A walk sends a token through the dense layers on both streams, and through the pruned ones.
-WALK_FORWARDS = 3
-
 _VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+def walk_forwards(dense_target: float) -> int:
+    """Times that a walk sends a token through the layers: dense weights on the pruned path's
+    inputs, pruned weights on them, and with a dense target the dense model itself."""
+    return 3 if dense_target else 2
 
 
 class Estimates:
@@ -46,15 +49,15 @@ class Estimates:
         """Top ids and log-probabilities of the dense model, and one tail a token."""
         return tokens * (8 * top_k + 4)
 
-    def walk(self, tokens: int, disk_bytes: int) -> Cost:
-        """A pass over all layers with both streams of calibration tokens in memory."""
+    def walk(self, tokens: int, dense_target: float, disk_bytes: int) -> Cost:
+        """A pass over all layers, with the streams of calibration tokens in memory."""
         facts = self.facts
-        streams = 2 * tokens * facts.hidden_size * self.value_bytes
+        streams = (2 if dense_target else 1) * tokens * facts.hidden_size * self.value_bytes
         widest = max(facts.ffn, facts.query_heads * facts.head_dim)
         # Two sums, the problem, its inverse and moment and the factor, float64.
         matrices = 6 * 8 * widest * widest
         return Cost(
-            token_forwards=WALK_FORWARDS * tokens,
+            token_forwards=walk_forwards(dense_target) * tokens,
             memory_bytes=streams + matrices + 3 * self.layer_bytes,
             disk_bytes=disk_bytes,
         )

@@ -331,7 +331,8 @@ class _Planner:
         return [[spec.query_heads, spec.kv_heads, spec.ffn] for spec in layout]
 
     def _walk(self, disk_bytes: int) -> Cost:
-        return self.estimate.walk(self._count("calibration-tokens"), disk_bytes)
+        dense_target = self._solver()["dense_target"]
+        return self.estimate.walk(self._count("calibration-tokens"), dense_target, disk_bytes)
 
     def _count(self, name: str) -> int:
         """Tokens that an earlier step draws."""

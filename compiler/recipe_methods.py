@@ -37,7 +37,7 @@ class TyrMethod(Section):
     reads: ClassVar[frozenset[str]] = frozenset({"calibration", "search"})
     kind: Literal["tyr"] = Field(description="How the model is made smaller.")
     damping: Damping = 0.01
-    dense_target: DenseTarget = 0.5
+    dense_target: DenseTarget = 0.0
     rounds: int = Field(
         default=3, ge=1, le=8, description="Rounds of supernet and search, from coarse to fine."
     )
@@ -59,7 +59,7 @@ class UniformMethod(Section):
     reads: ClassVar[frozenset[str]] = frozenset({"calibration"})
     kind: Literal["uniform"] = Field(description="How the model is made smaller.")
     damping: Damping = 0.01
-    dense_target: DenseTarget = 0.5
+    dense_target: DenseTarget = 0.0
 
 
 class MagnitudeMethod(Section):

@@ -17,14 +17,12 @@ from prunec.compiler import planner
 from prunec.compiler.calibration import sources
 from prunec.compiler.calibration.windows import draw_windows
 from prunec.compiler.diagnostics import BuildError
-from prunec.compiler.estimates import WALK_FORWARDS
+from prunec.compiler.estimates import walk_forwards
+from prunec.compiler.layer_store import StoredLayers, load_nested, save_cut
 from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.decoder import Decoder
-from prunec.compiler.model.layout import LayerSelection, LayerSpec, Layout, dense_layout
-from prunec.compiler.passes.eliminate import HeadPath
-from prunec.compiler.passes.least_squares import NestedSolution
+from prunec.compiler.model.layout import LayerSpec, Layout, dense_layout
 from prunec.compiler.passes.magnitude import prune_by_magnitude
-from prunec.compiler.passes.nested import CutLayer, NestedAttention, NestedLayer, NestedMLP
 from prunec.compiler.passes.sequential import Solver, prune_sequentially
 from prunec.compiler.plan import Plan, Step
 from prunec.compiler.recipe import Recipe
@@ -59,11 +57,11 @@ class Context:
 
     def found(self, step: Step, role: str) -> Summary:
         """The summary of the step that plays a role among a step's inputs; steps run in order."""
-        return finished(self.entry(step, role))
+        return self.entry(step, role).found()
 
     def ids(self, step: Step, role: str = "tokens") -> Tensor:
         """[windows, length] token ids that a step reads."""
-        return require_tensors(self.entry(step, role), "ids")[0]["ids"]
+        return self.entry(step, role).require_tensors("ids")[0]["ids"]
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -77,26 +75,6 @@ class Context:
             return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
         except (OSError, ValueError) as error:
             raise BuildError(f"the tokenizer in {self.folder} does not load: {error}") from None
-
-
-def finished(entry: Entry) -> Summary:
-    """What a finished step found; BuildError if that is gone."""
-    record = entry.record()
-    if record is None:
-        raise BuildError(f"{entry.folder} is not finished", hint="run the same command again")
-    found: Summary = record["found"]
-    return found
-
-
-def require_tensors(entry: Entry, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Saved tensors of a finished step; BuildError if they are gone."""
-    found = entry.load_tensors(name)
-    if found is None:
-        raise BuildError(
-            f"{entry.folder} has lost {name}, which a later step reads",
-            hint="run the same command again with --fresh",
-        )
-    return found
 
 
 # --- tokens, teacher ----------------------------------------------------------------------------
@@ -160,24 +138,6 @@ def run_teacher(context: Context, step: Step, entry: Entry, progress: Progress) 
 # --- walks: supernet and resolve ----------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _StoredLayers:
-    """The memory of a walk: each layer's cut, and for a supernet also its every size."""
-
-    entry: Entry
-    with_nested: bool
-
-    def load(self, index: int) -> CutLayer | None:
-        if self.with_nested and self.entry.load_tensors(f"nested-{index}") is None:
-            return None
-        return load_cut(self.entry, index)
-
-    def save(self, index: int, nested: NestedLayer, cut: CutLayer) -> None:
-        if self.with_nested:
-            save_nested(self.entry, index, nested)
-        save_cut(self.entry, index, cut)
-
-
 @torch.no_grad()
 def run_supernet(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
     layout = _layout(context, step, "centre")
@@ -218,11 +178,14 @@ def _walk(
         ids,
         layout,
         Solver(step.params["damping"], step.params["dense_target"]),
-        _StoredLayers(entry, with_nested),
+        StoredLayers(entry, with_nested),
         waypoints=waypoints,
         on_layer=lambda done: progress(done, len(layout), "layers"),
     )
-    return {"token_forwards": WALK_FORWARDS * ids.numel(), "layout": _plain(layout)}
+    return {
+        "token_forwards": walk_forwards(step.params["dense_target"]) * ids.numel(),
+        "layout": _plain(layout),
+    }
 
 
 def _layout(context: Context, step: Step, role: str) -> Layout:
@@ -236,56 +199,6 @@ def _plain(layout: Layout) -> list[list[int]]:
     return [[spec.query_heads, spec.kv_heads, spec.ffn] for spec in layout]
 
 
-def save_cut(entry: Entry, index: int, cut: CutLayer) -> None:
-    selection = cut.selection
-    units = {
-        "query_heads": list(selection.query_heads),
-        "kv_heads": list(selection.kv_heads),
-        "neurons": list(selection.neurons),
-    }
-    entry.save_tensors(f"layer-{index}", cut.tensors, units)
-
-
-def load_cut(entry: Entry, index: int) -> CutLayer | None:
-    found = entry.load_tensors(f"layer-{index}")
-    if found is None:
-        return None
-    tensors, units = found
-    selection = LayerSelection(**{name: tuple(indices) for name, indices in units.items()})
-    return CutLayer(selection, tensors)
-
-
-def save_nested(entry: Entry, index: int, nested: NestedLayer) -> None:
-    """Float32 on disk: levels are only compared with each other; the winner is solved anew."""
-    tensors = {}
-    for name, solution in (
-        ("attention", nested.attention.solution),
-        ("mlp", nested.mlp.solution),
-    ):
-        tensors[f"{name}.order"] = solution.order
-        tensors[f"{name}.factor"] = solution.factor.float()
-        tensors[f"{name}.projected"] = solution.projected.float()
-    states = [[list(queries), list(kv)] for queries, kv in nested.attention.path.states]
-    entry.save_tensors(
-        f"nested-{index}", tensors, {"states": states, "head_dim": nested.attention.head_dim}
-    )
-
-
-def load_nested(entry: Entry, index: int, device: torch.device) -> NestedLayer:
-    tensors, facts = require_tensors(entry, f"nested-{index}")
-
-    def solution(name: str) -> NestedSolution:
-        parts = (tensors[f"{name}.{part}"].to(device) for part in ("order", "factor", "projected"))
-        return NestedSolution(*parts)
-
-    states = tuple((tuple(queries), tuple(kv)) for queries, kv in facts["states"])
-    attention = solution("attention")
-    path = HeadPath(states, attention.order)
-    return NestedLayer(
-        NestedAttention(facts["head_dim"], path, attention), NestedMLP(solution("mlp"))
-    )
-
-
 # --- search -------------------------------------------------------------------------------------
 
 
@@ -294,7 +207,7 @@ def run_search(context: Context, step: Step, entry: Entry, progress: Progress) -
     device = decoder.device
     supernet_entry = context.entry(step, "supernet")
     supernet = [load_nested(supernet_entry, i, device) for i in range(decoder.facts.layers)]
-    teacher, _ = require_tensors(context.entry(step, "teacher"), "teacher")
+    teacher, _ = context.entry(step, "teacher").require_tensors("teacher")
     distributions = TeacherDistributions(**{k: tensor.to(device) for k, tensor in teacher.items()})
 
     budget = planner.budget_of(context.recipe, context.subject.facts)

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 _FINISHED = "finished"
 
 
+class LostResultError(Exception):
+    """A later step needs what a finished one had saved, and it is missing or damaged."""
+
+    def __init__(self, entry: Entry, part: str) -> None:
+        super().__init__(f"{entry.folder} has lost {part}")
+        self.entry = entry
+
+
 class Store:
     """A folder of entries, one a fingerprint."""
 
@@ -49,6 +57,25 @@ class Entry:
     def record(self) -> dict[str, Any] | None:
         """What `finish` was given; None while the step is not done."""
         return self.load_json(_FINISHED)
+
+    def found(self) -> dict[str, Any]:
+        """What a finished step found. LostResultError if that is gone."""
+        record = self.record()
+        if record is None:
+            raise LostResultError(self, _FINISHED)
+        found: dict[str, Any] = record["found"]
+        return found
+
+    def require_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """`load_tensors` of what a finished step has saved. LostResultError if it is gone."""
+        loaded = self.load_tensors(name)
+        if loaded is None:
+            raise LostResultError(self, name)
+        return loaded
+
+    def reopen(self) -> None:
+        """Count the step as not done; what it saved and is sound stays."""
+        (self.folder / f"{_FINISHED}.json").unlink(missing_ok=True)
 
     def save_json(self, name: str, value: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

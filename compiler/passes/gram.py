@@ -16,17 +16,17 @@ from prunec.compiler.passes.least_squares import GramStatistics
 class Streams:
     """Hidden states of all calibration windows at one depth, [windows, length, hidden_size].
 
-    dense:  as the dense model computes them
     pruned: as the model computes them whose layers so far are pruned
+    dense:  as the dense model computes them; None where nothing is fitted to those
     """
 
-    dense: Tensor
     pruned: Tensor
+    dense: Tensor | None
 
     @classmethod
-    def start(cls, decoder: Decoder, ids: Tensor) -> Streams:
+    def start(cls, decoder: Decoder, ids: Tensor, *, with_dense: bool) -> Streams:
         hidden = decoder.embed(ids)
-        return cls(hidden, hidden.clone())
+        return cls(hidden, hidden.clone() if with_dense else None)
 
 
 def advance(decoder: Decoder, hidden: Tensor, sublayer: Callable[[Tensor], Tensor]) -> None:
@@ -50,11 +50,12 @@ def gram_statistics(
     seen: list[Tensor] = []
     hook = projection.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
     try:
-        for batch in decoder.batches(*streams.dense.shape[:2]):
+        for batch in decoder.batches(*streams.pruned.shape[:2]):
             seen.clear()
             sublayer(streams.pruned[batch])
-            streams.dense[batch] = sublayer(streams.dense[batch])
-            statistics.add(pruned=seen[0], dense=seen[1])
+            if streams.dense is not None:
+                streams.dense[batch] = sublayer(streams.dense[batch])
+            statistics.add(pruned=seen[0], dense=seen[1] if len(seen) > 1 else None)
     finally:
         hook.remove()
     return statistics

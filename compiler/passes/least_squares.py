@@ -23,7 +23,8 @@ class GramStatistics:
     """Sums over calibration tokens of the inputs of one linear map, float64.
 
     own:   [d_in, d_in]  X̂ᵀX̂, inputs as the pruned model sees them
-    cross: [d_in, d_in]  X̂ᵀX, against the dense model's inputs for the same tokens
+    cross: [d_in, d_in]  X̂ᵀX, against the dense model's inputs for the same tokens; zero until a
+                         batch comes with dense inputs
     """
 
     own: Tensor
@@ -34,11 +35,12 @@ class GramStatistics:
         zeros = torch.zeros(d_in, d_in, dtype=torch.float64, device=device)
         return cls(zeros, zeros.clone())
 
-    def add(self, pruned: Tensor, dense: Tensor) -> None:
+    def add(self, pruned: Tensor, dense: Tensor | None) -> None:
         """Add a batch of inputs, [tokens, d_in] each: float32 products, float64 sums."""
-        pruned, dense = pruned.float(), dense.float()
+        pruned = pruned.float()
         self.own += pruned.T @ pruned
-        self.cross += pruned.T @ dense
+        if dense is not None:
+            self.cross += pruned.T @ dense.float()
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def normal_equations(
     Source: Týr-the-Pruner (arXiv 2503.09657) for the symmetric problem at r = 0.
     """
     own = (statistics.own + statistics.own.T) / 2
-    if not torch.isfinite(own).all():
+    if not (torch.isfinite(own).all() and torch.isfinite(statistics.cross).all()):
         raise ModelError("a NaN or an infinity appeared in the activations of the calibration text")
     weight = weight.to(torch.float64)
     mixed = torch.lerp(own, statistics.cross, dense_target)

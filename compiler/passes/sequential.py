@@ -59,7 +59,7 @@ def prune_sequentially(
     layer's own; `waypoints` (descending) prescribe it further. `on_layer` is told how many layers
     are done.
     """
-    streams = Streams.start(decoder, ids)
+    streams = Streams.start(decoder, ids, with_dense=solver.dense_target > 0)
     for index, spec in enumerate(layout):
         tensors = decoder.layer_tensors(index)
         dense = decoder.layer(index, dense_layout(decoder.facts)[index], tensors)
@@ -72,8 +72,9 @@ def prune_sequentially(
             pruned = decoder.layer(index, spec, cut.tensors)
         else:
             pruned = decoder.layer(index, spec, cut.tensors)
-            advance(decoder, streams.dense, partial(decoder.attend, dense))
-            advance(decoder, streams.dense, partial(decoder.feed, dense))
+            if streams.dense is not None:
+                advance(decoder, streams.dense, partial(decoder.attend, dense))
+                advance(decoder, streams.dense, partial(decoder.feed, dense))
             advance(decoder, streams.pruned, partial(decoder.attend, pruned))
         advance(decoder, streams.pruned, partial(decoder.feed, pruned))
         on_layer(index + 1)
