@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from prunec.compiler.layer_store import load_cut
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import LayerSpec
-from prunec.compiler.plan import Step
+from prunec.compiler.plan import Step, digest
 from prunec.compiler.steps import Context, Progress, Summary
 from prunec.compiler.store import Entry, LostResultError, file_sha256, sync_tree
 from prunec.exporters import EXPORTERS
@@ -34,7 +35,7 @@ def run_export(context: Context, step: Step, entry: Entry, progress: Progress) -
     writer = EXPORTERS[kind].load()
 
     final = context.output / kind
-    partial = context.output / f".{kind}.partial"
+    partial = partial_folder(context.output, kind)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     writer.export(
@@ -50,9 +51,10 @@ def run_export(context: Context, step: Step, entry: Entry, progress: Progress) -
     )
     written = writer.verify(partial, layout, facts)
     sync_tree(partial)
-    replace_folder(partial, final)
+    replace_folder(partial, final, old_folder(context.output, kind))
     return {
         "files": folder_digests(final),
+        "provenance": _provenance_digest(context),
         "parameters": written.parameters,
         "prunable_parameters": written.prunable_parameters,
         "weight_bytes": written.weight_bytes,
@@ -98,6 +100,10 @@ def _provenance(context: Context) -> Provenance:
     )
 
 
+def _provenance_digest(context: Context) -> str:
+    return digest(asdict(_provenance(context)))
+
+
 def describe_source(source: dict[str, Any]) -> str:
     """A source of text in a few words."""
     rest = [str(value) for key, value in source.items() if key not in ("kind", "files") and value]
@@ -106,9 +112,18 @@ def describe_source(source: dict[str, Any]) -> str:
     return f"{source['kind']} ({', '.join(rest)})" if rest else str(source["kind"])
 
 
-def replace_folder(partial: Path, final: Path) -> None:
+def partial_folder(output: Path, kind: str) -> Path:
+    """Where an export is written before it gets its name."""
+    return output / f".{kind}.partial"
+
+
+def old_folder(output: Path, kind: str) -> Path:
+    """Where an earlier export is set aside while the new one takes its place."""
+    return output / f".{kind}.old"
+
+
+def replace_folder(partial: Path, final: Path, old: Path) -> None:
     """Put a finished folder in its place; what was there is removed last."""
-    old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
@@ -123,7 +138,12 @@ def folder_digests(folder: Path) -> dict[str, str]:
 
 
 def export_is_intact(context: Context, step: Step, found: Summary) -> bool:
-    """Whether the output folder still holds what a finished export wrote."""
+    """Whether the output folder still holds what a finished export wrote, of the same recipe.
+
+    The fingerprint covers the weights; the recipe and the plan lie beside them.
+    """
+    if found.get("provenance") != _provenance_digest(context):
+        return False
     written: dict[str, str] = found["files"]
     return folder_digests(context.output / step.params["kind"]) == written
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunec.compiler.diagnostics import BuildError, Diagnostic, UserError
+from prunec.compiler.diagnostics import BuildError, Diagnostic, RecipeProblemError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+#: Exit code of a command that Ctrl-C has stopped.
+INTERRUPTED = 130
 
 RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
@@ -62,13 +67,11 @@ def build(
     from prunec.compiler.subject import subject_for_build
     from prunec.validators.tables import render_table
 
-    subject = subject_for_build(loaded.model)
+    with _placed(path, set_ or []):
+        subject = subject_for_build(loaded.model)
+        plan = make_plan(loaded, subject, path.parent)
     assert subject.folder is not None  # a build has a checkpoint
-    plan = make_plan(loaded, subject, path.parent)
     destination = output or Path("build") / path.stem
-    store = Store(destination / ".store")
-    if fresh:
-        store.clear()
     context = Context(
         recipe=loaded,
         recipe_text=_effective_text(path, set_ or []),
@@ -77,9 +80,9 @@ def build(
         output=destination,
         subject=subject,
         plan=plan,
-        store=store,
+        store=Store(destination / ".store"),
     )
-    report = run_build(context, path.stem, Narrator(_stderr()))
+    report = run_build(context, path.stem, Narrator(_stderr()), fresh=fresh)
     if as_json:
         _print_json(report.as_dict())
     else:
@@ -97,8 +100,9 @@ def plan(recipe: RecipeArgument, set_: SetOption = None, as_json: JsonOption = F
 
     path = find_recipe(recipe)
     loaded = load_recipe(path, set_ or ())
-    subject = subject_for_plan(loaded.model)
-    made = make_plan(loaded, subject, path.parent)
+    with _placed(path, set_ or []):
+        subject = subject_for_plan(loaded.model)
+        made = make_plan(loaded, subject, path.parent)
     if as_json:
         _print_json(made.as_dict())
     else:
@@ -168,9 +172,22 @@ def main() -> None:
     except BuildError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(BuildError.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on where it stopped\n")
-        sys.exit(130)
+    except SystemExit as left:
+        if left.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt, and says nothing
+            sys.stderr.write("interrupted; the same command goes on where it stopped\n")
+        raise
+
+
+@contextmanager
+def _placed(path: Path, overrides: list[str]) -> Iterator[None]:
+    """Gives mistakes that planning finds in a recipe their place in it."""
+    from prunec.compiler.recipe_file import place_of
+
+    try:
+        yield
+    except RecipeProblemError as error:
+        where = place_of(path, overrides, error.key)
+        raise UserError(Diagnostic(error.message, where, error.hint)) from None
 
 
 def _effective_text(path: Path, overrides: list[str]) -> str:

@@ -37,6 +37,19 @@ class UserError(Exception):
         return "\n".join(diagnostic.render() for diagnostic in self.diagnostics)
 
 
+class RecipeProblemError(Exception):
+    """A mistake in a recipe that shows only beside its model or its text.
+
+    `key` is the dotted key at fault; the command line turns it into a place.
+    """
+
+    def __init__(self, key: str, message: str, hint: str | None = None) -> None:
+        super().__init__(key, message)
+        self.key = key
+        self.message = message
+        self.hint = hint
+
+
 class BuildError(Exception):
     """A build that was asked for rightly cannot go on: a file, the memory, a library, a model."""
 

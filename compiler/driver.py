@@ -21,11 +21,14 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from prunec.compiler.artefacts import (
     describe_source,
     export_is_intact,
     folder_digests,
+    old_folder,
+    partial_folder,
     perplexity_of,
     run_export,
     run_measure,
@@ -45,6 +48,7 @@ from prunec.compiler.plan import Step
 from prunec.compiler.progress import Narrator
 from prunec.compiler.steps import RUNNERS, Context, Progress, Summary
 from prunec.compiler.store import Entry, LostResultError, write_text
+from prunec.exporters import EXPORTERS
 from prunec.validators.errors import ValidationError
 from prunec.validators.gates import Gate, judge_max_ratio
 from prunec.validators.perplexity import ratio_interval
@@ -71,6 +75,8 @@ _VERSIONED = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
 
 MANIFEST = "manifest.json"
 
+_GO_ON = "finished steps are kept; put it right and run the same command again"
+
 
 @dataclass(frozen=True)
 class _Done:
@@ -82,27 +88,52 @@ class _Done:
     reused: bool
 
 
-def build(context: Context, name: str, narrator: Narrator) -> Report:
+def build(context: Context, name: str, narrator: Narrator, *, fresh: bool = False) -> Report:
     """Run what is missing of a plan and write the output folder. Raises BuildError.
 
-    `name` is the recipe's. One build at a time works on an output folder.
+    `name` is the recipe's; `fresh` forgets what earlier builds have stored. One build at a time
+    works on an output folder.
     """
-    context.output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(context.output / ".lock")
+    try:
+        context.output.mkdir(parents=True, exist_ok=True)
+        with _locked(context.output):
+            _check_ours(context)
+            _remove_leftovers(context.output)
+            if fresh:
+                context.store.clear()
+            done = _run_all(context, narrator)
+            report = _report(context, name, done)
+            _publish(context, name, report)
+        append_step_summary(report)
+    except OSError as error:
+        raise BuildError(_os_sentence(error), hint=_GO_ON) from error
+    return report
+
+
+def _locked(output: Path) -> FileLock:
+    """A lock on the output folder, which is held."""
+    lock = FileLock(output / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise BuildError(
-            f"another build is writing to {context.output}",
+            f"another build is writing to {output}",
             hint="wait for it, or choose another --output",
         ) from None
-    with lock:
-        _remove_leftovers(context.output)
-        done = _run_all(context, narrator)
-        report = _report(context, name, done)
-        _publish(context, name, report)
-    append_step_summary(report)
-    return report
+    return lock
+
+
+def _check_ours(context: Context) -> None:
+    """Exports replace folders, but never one in a place where no build has been."""
+    if context.store.root.exists() or (context.output / MANIFEST).exists():
+        return
+    for export in context.recipe.export:
+        folder = context.output / export.kind
+        if folder.exists():
+            raise BuildError(
+                f"{folder} exists, and is not of a build; it would be replaced",
+                hint="choose another --output, or move it away",
+            )
 
 
 def _run_all(context: Context, narrator: Narrator) -> dict[str, _Done]:
@@ -124,11 +155,10 @@ def _run_all(context: Context, narrator: Narrator) -> dict[str, _Done]:
 
 
 def _remove_leftovers(output: Path) -> None:
-    """What a killed build was writing. An old copy of an export goes back to its place."""
-    for path in output.glob(".*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in output.glob(".*.old"):
-        shutil.rmtree(path, ignore_errors=True)
+    """What a killed build was writing, and what it had set aside for it."""
+    for kind in EXPORTERS:
+        shutil.rmtree(partial_folder(output, kind), ignore_errors=True)
+        shutil.rmtree(old_folder(output, kind), ignore_errors=True)
 
 
 def _run(context: Context, step: Step, narrator: Narrator, label: str) -> _Done:
@@ -143,6 +173,10 @@ def _run(context: Context, step: Step, narrator: Narrator, label: str) -> _Done:
     try:
         with narrator.step(label) as progress:
             found = _RUNNERS[step.kind](context, step, entry, progress)
+        done = _Done(found, time.monotonic() - began, _peak_rss_bytes(), reused=False)
+        entry.finish(
+            {"found": found, "seconds": done.seconds, "peak_rss_bytes": done.peak_rss_bytes}
+        )
     except (ModelError, SourceError, ValidationError) as error:
         raise BuildError(f"{step.name}: {error.message}", hint=error.hint) from error
     except torch.OutOfMemoryError as error:
@@ -155,16 +189,19 @@ def _run(context: Context, step: Step, narrator: Narrator, label: str) -> _Done:
             f"{step.name}: out of memory",
             hint="lower calibration.tokens or search.tokens; finished steps are kept",
         ) from error
+    except SafetensorError as error:
+        reason = str(error).rpartition("I/O error: ")[2]
+        raise BuildError(f"{step.name}: tensors are not written: {reason}", hint=_GO_ON) from error
     except OSError as error:
-        raise BuildError(
-            f"{step.name}: {error.strerror or error}"
-            + (f" ({error.filename})" if error.filename else ""),
-            hint="finished steps are kept; put it right and run the same command again",
-        ) from error
-    done = _Done(found, time.monotonic() - began, _peak_rss_bytes(), reused=False)
-    entry.finish({"found": found, "seconds": done.seconds, "peak_rss_bytes": done.peak_rss_bytes})
+        raise BuildError(f"{step.name}: {_os_sentence(error)}", hint=_GO_ON) from error
     narrator.say(f"{label}: {_headline(step, found)} ({done.seconds:.1f} s)")
     return done
+
+
+def _os_sentence(error: OSError) -> str:
+    """What the system says, and of which file."""
+    sentence = error.strerror or str(error)
+    return f"{sentence}: {error.filename}" if error.filename else sentence
 
 
 def _headline(step: Step, found: Summary) -> str:

@@ -16,15 +16,23 @@ from prunec.compiler.store import Entry
 
 @dataclass(frozen=True)
 class StoredLayers:
-    """The memory of a walk: each layer's cut, and for a supernet also its every size."""
+    """The memory of a walk: each layer's cut, and for a supernet also its every size.
+
+    Cuts come back on `device`, where the walk goes on.
+    """
 
     entry: Entry
+    device: torch.device
     with_nested: bool
 
     def load(self, index: int) -> CutLayer | None:
         if self.with_nested and self.entry.load_tensors(f"nested-{index}") is None:
             return None
-        return load_cut(self.entry, index)
+        cut = load_cut(self.entry, index)
+        if cut is None:
+            return None
+        on_device = {name: tensor.to(self.device) for name, tensor in cut.tensors.items()}
+        return CutLayer(cut.selection, on_device)
 
     def save(self, index: int, nested: NestedLayer, cut: CutLayer) -> None:
         if self.with_nested:

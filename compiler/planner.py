@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunec.compiler.calibration import sources
-from prunec.compiler.diagnostics import Diagnostic, UserError
+from prunec.compiler.diagnostics import RecipeProblemError
 from prunec.compiler.estimates import Estimates
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import Layout, dense_layout
@@ -49,7 +49,7 @@ class Subject:
 
 
 def make_plan(recipe: Recipe, subject: Subject, base: Path) -> Plan:
-    """The steps of a build. `base` is the recipe's folder. UserError for an impossible target."""
+    """The steps of a build; RecipeProblemError if there are none. `base`: the recipe's folder."""
     return _Planner(recipe, subject, base).plan()
 
 
@@ -114,6 +114,7 @@ class _Planner:
             total = windows + search_windows if shared else windows
             self._add_tokens(
                 "calibration-tokens",
+                "calibration.source",
                 "text that the weights are fitted to",
                 calibration.source,
                 {"windows": windows, "length": length, "seed": seed, "skip": 0, "total": total},
@@ -124,6 +125,7 @@ class _Planner:
                 rest = {"seed": seed, "skip": windows, "total": total}
                 self._add_tokens(
                     "search-tokens",
+                    "search.source",
                     "text that layouts are compared on; calibration does not see it",
                     search.source or calibration.source,
                     {"windows": search_windows, "length": length} | (rest if shared else own),
@@ -132,6 +134,7 @@ class _Planner:
             windows = math.ceil(perplexity.tokens / perplexity.sequence_length)
             self._add_tokens(
                 "evaluation-tokens",
+                "validate.perplexity.source",
                 "text that nothing was fitted to or chosen on",
                 perplexity.source,
                 {
@@ -143,7 +146,9 @@ class _Planner:
                 },
             )
 
-    def _add_tokens(self, name: str, why: str, source: Source, draw: dict[str, int]) -> None:
+    def _add_tokens(
+        self, name: str, key: str, why: str, source: Source, draw: dict[str, int]
+    ) -> None:
         data = source.model_dump()
         if "files" in data:
             # Relative, so that a plan reads the same wherever the project lies.
@@ -151,7 +156,7 @@ class _Planner:
         try:
             text = sources.identity(data, self.base)
         except sources.SourceError as error:
-            raise UserError(Diagnostic(error.message, hint=error.hint)) from None
+            raise RecipeProblemError(key, error.message, error.hint) from None
         params = {"source": data, "text": text, "tokenizer": self.identity, **draw}
         self._add(
             name, "tokens", why, params, {}, Cost(disk_bytes=8 * draw["windows"] * draw["length"])
@@ -161,12 +166,10 @@ class _Planner:
         try:
             return budget_of(self.recipe, self.facts).uniform_layout()
         except InfeasibleTargetError as error:
-            raise UserError(
-                Diagnostic(
-                    str(error),
-                    where="target.sparsity",
-                    hint="lower target.sparsity or target.multiple_of, or use layout: per_layer",
-                )
+            raise RecipeProblemError(
+                "target.sparsity",
+                str(error),
+                hint="lower target.sparsity or target.multiple_of, or use layout: per_layer",
             ) from None
 
     def _tyr(self, start: Layout) -> str:
@@ -189,14 +192,12 @@ class _Planner:
         )
         left = search.budget.token_forwards - tokens
         if left < method.rounds * tokens:
-            raise UserError(
-                Diagnostic(
-                    f"search.budget.token_forwards is {search.budget.token_forwards:,}; "
-                    f"{method.rounds} rounds on {tokens:,} tokens take at least "
-                    f"{(method.rounds + 1) * tokens:,}",
-                    where="search.budget.token_forwards",
-                    hint="raise the budget, or lower search.tokens or method.rounds",
-                )
+            raise RecipeProblemError(
+                "search.budget.token_forwards",
+                f"search.budget.token_forwards is {search.budget.token_forwards:,}; "
+                f"{method.rounds} rounds on {tokens:,} tokens take at least "
+                f"{(method.rounds + 1) * tokens:,}",
+                hint="raise the budget, or lower search.tokens or method.rounds",
             )
         layout_of = ""
         for number in range(1, method.rounds + 1):

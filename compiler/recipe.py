@@ -154,7 +154,7 @@ class Search(Section):
         "windows that calibration did not take (for `python_stdlib` its search split).",
     )
     tokens: int = Field(
-        default=65_536, ge=1, description="Size of the last selection stage, in tokens."
+        default=16_384, ge=1, description="Size of the last selection stage, in tokens."
     )
     budget: SearchBudget = Field(default=SearchBudget(), description="When the search ends.")
     seed: int | None = Field(

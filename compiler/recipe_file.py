@@ -12,11 +12,19 @@ from pydantic import ValidationError
 
 from prunec.compiler.diagnostics import Diagnostic, UserError, printable, quoted, shown
 from prunec.compiler.recipe import Recipe
-from prunec.compiler.recipe_errors import diagnose, dotted
+from prunec.compiler.recipe_errors import diagnose, dotted, origin_of
 from prunec.compiler.recipe_yaml import Document, Origin, read_yaml
 
 MAX_BYTES = 1 << 20
 AFTER_THE_FILE = 1 << 40  # as a line number: mistakes in options are told last
+
+
+def place_of(path: Path, overrides: Sequence[str], key: str) -> str:
+    """Where a dotted key stands in a sound recipe: `file:line:column`, or the option that set it."""
+    document = read_yaml(_text(path), str(path))
+    for number, option in enumerate(overrides):
+        _override(document, option, number)
+    return origin_of(tuple(key.split(".")), document).place
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

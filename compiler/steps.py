@@ -178,7 +178,7 @@ def _walk(
         ids,
         layout,
         Solver(step.params["damping"], step.params["dense_target"]),
-        StoredLayers(entry, with_nested),
+        StoredLayers(entry, context.decoder.device, with_nested),
         waypoints=waypoints,
         on_layer=lambda done: progress(done, len(layout), "layers"),
     )

@@ -6,8 +6,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from prunec.compiler.calibration.sources import file_identity
-from prunec.compiler.diagnostics import BuildError, Diagnostic, UserError
+from prunec.compiler.calibration.sources import SourceError, file_identity
+from prunec.compiler.diagnostics import BuildError, RecipeProblemError
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import (
     INDEX,
@@ -28,7 +28,7 @@ _HUB_FILES += ["LICENSE*", "NOTICE*", "USE_POLICY*"]
 
 
 def subject_for_plan(model: ModelSpec) -> Subject:
-    """As much of the model as there is at hand; a config is enough. Raises UserError."""
+    """As much of the model as is at hand; a config is enough. RecipeProblemError, BuildError."""
     if model.folder:
         return _from_folder(model.folder, model)
     try:
@@ -45,16 +45,15 @@ def subject_for_plan(model: ModelSpec) -> Subject:
 
 
 def subject_for_build(model: ModelSpec) -> Subject:
-    """The model with its checkpoint, downloaded from the hub if need be. UserError, BuildError."""
+    """The model with its checkpoint, from the hub if need be. RecipeProblemError, BuildError."""
     if model.folder:
         return _from_folder(model.folder, model)
     subject = _from_folder(_from_hub(model, _HUB_FILES), model)
     if model.config and _sizes(facts_from_config(read_json(model.config))) != _sizes(subject.facts):
-        raise UserError(
-            Diagnostic(
-                f"model.config ({model.config}) describes another model than {model.source}",
-                hint="remove model.config, or copy the model's own config.json there",
-            )
+        raise RecipeProblemError(
+            "model.config",
+            f"model.config ({model.config}) describes another model than {model.source}",
+            hint="remove model.config, or copy the model's own config.json there",
         )
     return subject
 
@@ -66,9 +65,9 @@ def _from_folder(folder: Path, model: ModelSpec) -> Subject:
         names |= {INDEX} if (folder / INDEX).exists() else set()
         for exporter in EXPORTERS.values():
             names |= {str(name) for name in exporter.carried_files(folder)}
-    except ModelError as error:
+        identity = digest([[name, file_identity(folder / name)] for name in sorted(names)])
+    except (ModelError, SourceError) as error:
         raise _unusable(error, model) from None
-    identity = digest([[name, file_identity(folder / name)] for name in sorted(names)])
     return Subject(facts, folder, identity)
 
 
@@ -89,8 +88,8 @@ def _from_hub(model: ModelSpec, patterns: list[str]) -> Path:
         ) from None
 
 
-def _unusable(error: ModelError, model: ModelSpec) -> UserError:
-    return UserError(Diagnostic(f"model.source {model.source}: {error.message}", hint=error.hint))
+def _unusable(error: ModelError | SourceError, model: ModelSpec) -> RecipeProblemError:
+    return RecipeProblemError("model.source", f"{model.source}: {error.message}", error.hint)
 
 
 def _sizes(facts: Facts) -> tuple[object, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import INDEX, SINGLE, Facts
+from prunec.compiler.model.layout import dense_layout, norm_shapes, projection_shapes
 
 
 class Checkpoint:
@@ -36,10 +37,14 @@ class Checkpoint:
         return tensor
 
     def layer(self, index: int) -> dict[str, Tensor]:
-        """All tensors of one decoder layer, named relative to it."""
-        prefix = self.facts.family.layer_prefix.format(index)
-        names = [name for name in self.facts.tensors if name.startswith(prefix)]
-        return {name.removeprefix(prefix): self.tensor(name) for name in sorted(names)}
+        """The tensors of one decoder layer that its config calls for, named relative to it.
+
+        Others are left alone, such as the rotary buffers that early Llama checkpoints hold.
+        """
+        spec = dense_layout(self.facts)[index]
+        names = projection_shapes(self.facts, spec) | norm_shapes(self.facts, spec)
+        in_layer = self.facts.family.in_layer
+        return {name: self.tensor(in_layer(index, name)) for name in sorted(names)}
 
 
 def write_checkpoint(

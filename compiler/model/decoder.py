@@ -62,7 +62,8 @@ class Decoder:
                 kv_heads=spec.kv_heads,
                 ffn=spec.ffn,
             )
-        layer.load_state_dict(dict(tensors), strict=True, assign=True)
+        here = {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()}
+        layer.load_state_dict(here, strict=True, assign=True)
         layer.eval().requires_grad_(False)
         return layer
 

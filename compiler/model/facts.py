@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from prunec.compiler.model.families import Family, family_of
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MAX_HEADER = 100_000_000  # the format's own limit
+# What reading a header raises when it is not one: bad JSON, or JSON of another structure.
+_DAMAGE = (ValueError, RecursionError, TypeError, KeyError, AttributeError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise ModelError(f"{path} does not hold a JSON object")
@@ -120,10 +123,11 @@ def shard_names(folder: Path) -> list[str]:
             f"{folder} holds neither {SINGLE} nor {INDEX}",
             hint="prunec reads safetensors only; save the model with save_pretrained first",
         )
+    present = {path.name for path in folder.iterdir() if path.is_file()}
     for name in names:
         if Path(name).name != name:
             raise ModelError(f"{folder / INDEX} names a shard outside its folder: {name!r}")
-        if not (folder / name).is_file():
+        if name not in present:
             raise ModelError(f"{folder / name} is missing, though the index names it")
     return names
 
@@ -139,22 +143,27 @@ def read_headers(folder: Path) -> dict[str, TensorInfo]:
 
 def read_header(path: Path) -> dict[str, Any]:
     """The JSON header of one safetensors file, its offsets checked against the file's size."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        if length > min(size - 8, _MAX_HEADER):
-            raise ModelError(f"{path} is not a safetensors file, or is cut short")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            for entry in header.values():
-                tuple(entry["shape"]), str(entry["dtype"])
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            raise ModelError(f"{path} has a damaged header: {error}") from None
-    if size != 8 + length + end:
-        raise ModelError(f"{path} is {size:,} bytes; its header promises {8 + length + end:,}")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+            if length > min(size - 8, _MAX_HEADER):
+                raise ModelError(f"{path} is not a safetensors file, or is cut short")
+            content = file.read(length)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        header = json.loads(content)
+        header.pop("__metadata__", None)
+        ends = [operator.index(entry["data_offsets"][1]) for entry in header.values()]
+        for entry in header.values():
+            tuple(entry["shape"]), str(entry["dtype"])
+    except _DAMAGE as error:
+        raise ModelError(f"{path} has a damaged header: {error}") from None
+    promised = 8 + length + max(ends, default=0)
+    if size != promised:
+        raise ModelError(f"{path} is {size:,} bytes; its header promises {promised:,}")
     return dict(header)
 
 

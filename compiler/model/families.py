@@ -51,9 +51,9 @@ FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (LLAMA
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family of a config.json; ModelError for one that prunec cannot prune."""
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ModelError(
             f"model type {model_type!r} is not supported",
             hint=f"supported: {', '.join(sorted(FAMILIES))}",
         )
-    return FAMILIES[str(model_type)]
+    return FAMILIES[model_type]

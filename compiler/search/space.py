@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -77,7 +78,12 @@ class Budget:
     @property
     def unit(self) -> int:
         """Prunable parameters in the smallest step between two layouts."""
-        step = self.mlp_size(self.widths[-2]) - self.mlp_size(self.widths[-3])
+        if len(self.widths) > 1:
+            steps = [self.mlp_size(b) - self.mlp_size(a) for a, b in pairwise(self.widths)]
+            step = max(steps)  # the last may be shorter: up to a dense width that is no multiple
+        else:
+            sizes = {self.attention_size(shape) for shape in self.shapes}
+            step = min(sizes)
         return step * (self.facts.layers if self.tied else 1)
 
     def uniform_layout(self) -> Layout:

@@ -49,7 +49,7 @@ meant to be useful for writing code.
 
 | | |
 | --- | --- |
-| architecture | Llama: 8 layers, hidden 256, 8 query heads, 4 KV heads, head_dim 32, FFN 704, tied |
+| architecture | Llama: 8 layers, hidden 256, 8 query and 4 KV heads of 32, FFN 704, tied |
 | tokenizer | byte-level BPE, 4,096 tokens, trained on the same text |
 | weights | bfloat16 safetensors |
 | text | the standard library of Python {python} and its own tests; nothing was downloaded |
