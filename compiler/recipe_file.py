@@ -20,7 +20,7 @@ AFTER_THE_FILE = 1 << 40  # as a line number: mistakes in options are told last
 
 
 def place_of(path: Path, overrides: Sequence[str], key: str) -> str:
-    """Where a dotted key stands in a sound recipe: `file:line:column`, or the option that set it."""
+    """Where a dotted key stands in a sound recipe: `file:line:column`, or the option it is from."""
     document = read_yaml(_text(path), str(path))
     for number, option in enumerate(overrides):
         _override(document, option, number)

@@ -140,7 +140,7 @@ def create(venv: Path, lock: int) -> None:
             f"On Debian and Ubuntu: apt install python3.{sys.version_info.minor}-venv"
         )
     if state.get("busy"):
-        say("An earlier set-up was interrupted: starting over (pip keeps what it downloaded)")
+        say("An earlier set-up was interrupted: starting over")
     write_state(venv, {"busy": True})  # outlives the rest of the folder: a kill here shows
     for entry in venv.iterdir():
         if entry.is_dir() and not entry.is_symlink():
