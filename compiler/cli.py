@@ -29,6 +29,7 @@ app = typer.Typer(
 
 #: Exit code of a command that Ctrl-C has stopped.
 INTERRUPTED = 130
+_INTERRUPTION = "interrupted; the same command goes on where it stopped\n"
 
 RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
@@ -59,13 +60,14 @@ def build(
     path = find_recipe(recipe)
     loaded = load_recipe(path, set_ or ())
 
-    from prunec.compiler.driver import build as run_build
-    from prunec.compiler.planner import make_plan
-    from prunec.compiler.progress import Narrator
-    from prunec.compiler.steps import Context
-    from prunec.compiler.store import Store
-    from prunec.compiler.subject import subject_for_build
-    from prunec.validators.tables import render_table
+    with _leaving_at_once():
+        from prunec.compiler.driver import build as run_build
+        from prunec.compiler.planner import make_plan
+        from prunec.compiler.progress import Narrator
+        from prunec.compiler.steps import Context
+        from prunec.compiler.store import Store
+        from prunec.compiler.subject import subject_for_build
+        from prunec.validators.tables import render_table
 
     with _placed(path, set_ or []):
         subject = subject_for_build(loaded.model)
@@ -174,8 +176,26 @@ def main() -> None:
         sys.exit(BuildError.exit_code)
     except SystemExit as left:
         if left.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt, and says nothing
-            sys.stderr.write("interrupted; the same command goes on where it stopped\n")
+            sys.stderr.write(_INTERRUPTION)
         raise
+
+
+@contextmanager
+def _leaving_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process there and then; for imports, which have nothing to put in order.
+
+    Some libraries swallow a KeyboardInterrupt while they are imported, and fail on it later.
+    """
+
+    def leave(*_: object) -> None:
+        os.write(2, _INTERRUPTION.encode())
+        os._exit(INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -38,7 +38,8 @@ def render_table(report: Report, console: Console, folder: Path | None = None) -
     for gate in report.gates:
         mark = _text("passed", "green") if gate.passed else _text("failed", "bold red")
         console.print(mark, _text(gate.message))
-    for kind, path in sorted(report.artefacts.items()):
+    places = [*sorted(report.artefacts.items()), ("report", "report/report.md")]
+    for kind, path in places:
         console.print(_text(f"{kind:<8}{folder / path if folder else path}"), soft_wrap=True)
 
 
