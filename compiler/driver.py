@@ -7,15 +7,12 @@ changes and written last.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 import resource
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,40 +26,22 @@ from prunec.compiler.artefacts import (
     folder_digests,
     old_folder,
     partial_folder,
-    perplexity_of,
     run_export,
     run_measure,
 )
 from prunec.compiler.calibration.sources import SourceError
 from prunec.compiler.diagnostics import BuildError
 from prunec.compiler.model.errors import ModelError
-from prunec.compiler.model.layout import (
-    LayerSpec,
-    Layout,
-    dense_layout,
-    kv_bytes_per_token,
-    prunable_parameters,
-    total_parameters,
-)
 from prunec.compiler.plan import Step
 from prunec.compiler.progress import Narrator
+from prunec.compiler.reporting import FinishedStep, report_of
 from prunec.compiler.steps import RUNNERS, Context, Progress, Summary
 from prunec.compiler.store import Entry, LostResultError, write_text
 from prunec.exporters import EXPORTERS
 from prunec.validators.errors import ValidationError
-from prunec.validators.gates import Gate, judge_max_ratio
-from prunec.validators.perplexity import ratio_interval
 from prunec.validators.report import append_step_summary, write_report
 from prunec.validators.results import (
-    CompletionResult,
-    Cost,
-    Divergence,
-    ModelSize,
-    PerplexityResult,
     Report,
-    SearchPoint,
-    SearchResult,
-    StepCost,
 )
 
 _RUNNERS: Mapping[str, Callable[[Context, Step, Entry, Progress], Summary]] = {
@@ -71,21 +50,9 @@ _RUNNERS: Mapping[str, Callable[[Context, Step, Entry, Progress], Summary]] = {
     "measure": run_measure,
 }
 
-_VERSIONED = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
-
 MANIFEST = "manifest.json"
 
 _GO_ON = "finished steps are kept; put it right and run the same command again"
-
-
-@dataclass(frozen=True)
-class _Done:
-    """A finished step: what it found, what it took, whether that was in this run."""
-
-    summary: Summary
-    seconds: float
-    peak_rss_bytes: int
-    reused: bool
 
 
 def build(context: Context, name: str, narrator: Narrator, *, fresh: bool = False) -> Report:
@@ -102,7 +69,7 @@ def build(context: Context, name: str, narrator: Narrator, *, fresh: bool = Fals
             if fresh:
                 context.store.clear()
             done = _run_all(context, narrator)
-            report = _report(context, name, done)
+            report = report_of(context, name, done)
             _publish(context, name, report)
         append_step_summary(report)
     except OSError as error:
@@ -136,11 +103,11 @@ def _check_ours(context: Context) -> None:
             )
 
 
-def _run_all(context: Context, narrator: Narrator) -> dict[str, _Done]:
+def _run_all(context: Context, narrator: Narrator) -> dict[str, FinishedStep]:
     """Every step in order; once more from the start where an earlier result turns out damaged."""
     remade: set[Path] = set()
     while True:
-        done: dict[str, _Done] = {}
+        done: dict[str, FinishedStep] = {}
         try:
             for number, step in enumerate(context.plan.steps, start=1):
                 label = f"[{number}/{len(context.plan.steps)}] {step.name}"
@@ -161,19 +128,19 @@ def _remove_leftovers(output: Path) -> None:
         shutil.rmtree(old_folder(output, kind), ignore_errors=True)
 
 
-def _run(context: Context, step: Step, narrator: Narrator, label: str) -> _Done:
+def _run(context: Context, step: Step, narrator: Narrator, label: str) -> FinishedStep:
     entry = context.store.entry(step.fingerprint)
     saved = entry.record()
     if saved and (step.kind != "export" or export_is_intact(context, step, saved["found"])):
         narrator.say(f"{label}: reused")
-        return _Done(saved["found"], saved["seconds"], saved["peak_rss_bytes"], reused=True)
+        return FinishedStep(saved["found"], saved["seconds"], saved["peak_rss_bytes"], reused=True)
     if step.kind == "export":
         (context.output / MANIFEST).unlink(missing_ok=True)
     began = time.monotonic()
     try:
         with narrator.step(label) as progress:
             found = _RUNNERS[step.kind](context, step, entry, progress)
-        done = _Done(found, time.monotonic() - began, _peak_rss_bytes(), reused=False)
+        done = FinishedStep(found, time.monotonic() - began, _peak_rss_bytes(), reused=False)
         entry.finish(
             {"found": found, "seconds": done.seconds, "peak_rss_bytes": done.peak_rss_bytes}
         )
@@ -226,110 +193,6 @@ def _headline(step: Step, found: Summary) -> str:
 def _peak_rss_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-# --- report -------------------------------------------------------------------------------------
-
-
-def _report(context: Context, name: str, done: Mapping[str, _Done]) -> Report:
-    recipe, facts = context.recipe, context.subject.facts
-    exported = done[f"export-{recipe.export[0].kind}"].summary
-    layout = tuple(LayerSpec(q, kv, facts.head_dim, ffn) for q, kv, ffn in exported["layout"])
-    dense = dense_layout(facts)
-    value_bytes = getattr(torch, recipe.model.dtype).itemsize
-    perplexity = _perplexity(context, done)
-    gates: list[Gate] = []
-    if recipe.validation and recipe.validation.perplexity:
-        max_ratio = recipe.validation.perplexity.max_ratio
-        if max_ratio is not None:
-            gates.append(judge_max_ratio(perplexity.ratio if perplexity else None, max_ratio))
-    return Report(
-        prunec_version=importlib.metadata.version("prunec"),
-        recipe=name,
-        method=recipe.method.kind,
-        seed=recipe.calibration.seed if recipe.calibration else 0,
-        dense=_size(context, dense, total_parameters(facts, dense) * value_bytes),
-        pruned=ModelSize(
-            parameters=exported["parameters"],
-            prunable_parameters=exported["prunable_parameters"],
-            bytes=exported["weight_bytes"],
-            kv_bytes_per_token=kv_bytes_per_token(facts, layout, value_bytes),
-        ),
-        dense_layers=[spec.as_dict() for spec in dense],
-        layers=[spec.as_dict() for spec in layout],
-        cost=Cost(
-            token_forwards=sum(d.summary.get("token_forwards", 0) for d in done.values()),
-            seconds=sum(d.seconds for d in done.values()),
-            peak_rss_bytes=max(d.peak_rss_bytes for d in done.values()),
-            steps=tuple(StepCost(step, d.seconds, d.reused) for step, d in done.items()),
-        ),
-        gates=tuple(gates),
-        perplexity=perplexity,
-        completion=_completion(context, done),
-        search=_search(context, done),
-        remote_code=recipe.target.layout == "per_layer",
-        artefacts={export.kind: export.kind for export in recipe.export},
-        versions={"python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in _VERSIONED},
-    )
-
-
-def _size(context: Context, layout: Layout, weight_bytes: int) -> ModelSize:
-    facts = context.subject.facts
-    value_bytes = getattr(torch, context.recipe.model.dtype).itemsize
-    return ModelSize(
-        parameters=total_parameters(facts, layout),
-        prunable_parameters=prunable_parameters(facts, layout),
-        bytes=weight_bytes,
-        kv_bytes_per_token=kv_bytes_per_token(facts, layout, value_bytes),
-    )
-
-
-def _perplexity(context: Context, done: Mapping[str, _Done]) -> PerplexityResult | None:
-    if "measure-dense" not in done:
-        return None
-    dense = perplexity_of(done["measure-dense"].summary)
-    pruned = perplexity_of(done["measure-pruned"].summary)
-    if dense is None or pruned is None:
-        return None
-    ratio = ratio_interval(dense, pruned)
-    source = context.plan.step("evaluation-tokens").params["source"]
-    return PerplexityResult(
-        dense=dense.value,
-        pruned=pruned.value,
-        ratio=ratio.value,
-        ratio_interval=(ratio.low, ratio.high),
-        tokens=dense.tokens,
-        source=describe_source(source),
-    )
-
-
-def _completion(context: Context, done: Mapping[str, _Done]) -> CompletionResult | None:
-    validation = context.recipe.validation
-    if validation is None or validation.completion is None:
-        return None
-    return CompletionResult(
-        prompt=validation.completion.prompt,
-        dense=done["measure-dense"].summary["completion"],
-        pruned=done["measure-pruned"].summary["completion"],
-    )
-
-
-def _search(context: Context, done: Mapping[str, _Done]) -> SearchResult | None:
-    searches = [done[step.name].summary for step in context.plan.steps if step.kind == "search"]
-    if not searches:
-        return None
-    points, spent = [], 0
-    for number, found in enumerate(searches, start=1):
-        for line in found["history"]:
-            points.append(
-                SearchPoint(
-                    number, line["generation"], spent + line["token_forwards"], line["divergence"]
-                )
-            )
-        spent += found["token_forwards"]
-    first, last = searches[0]["history"][0], searches[-1]["history"][-1]
-    return SearchResult(Divergence(first["divergence"], last["divergence"]), tuple(points))
 
 
 def _publish(context: Context, name: str, report: Report) -> None:

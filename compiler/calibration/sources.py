@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +55,24 @@ def identity(source: Mapping[str, Any], base: Path) -> str:
 
 def file_identity(path: Path) -> str:
     """Content of a small file; size and modification time of a large one, as build tools do."""
-    try:
+    with _reading(path):
         stat = path.stat()
+        if stat.st_size > _HASHED_BYTES:
+            return f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}"
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from None
-    if stat.st_size > _HASHED_BYTES:
-        return f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}"
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _read_text(path: Path) -> str:
-    try:
+    with _reading(path):
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _files(paths: Sequence[Path], seed: int) -> Iterator[str]:
@@ -88,7 +93,7 @@ def _jsonl(seed: int, files: Sequence[Path], field: str) -> Iterator[str]:
     """Lines are shuffled in memory: their offsets only, never their text."""
     lines: list[tuple[Path, int]] = []
     for path in files:
-        with path.open("rb") as file:
+        with _reading(path), path.open("rb") as file:
             offset = 0
             for line in file:
                 if line.strip():
@@ -96,12 +101,12 @@ def _jsonl(seed: int, files: Sequence[Path], field: str) -> Iterator[str]:
                 offset += len(line)
     random.Random(seed).shuffle(lines)
     for path, offset in lines:
-        with path.open("rb") as file:
+        with _reading(path), path.open("rb") as file:
             file.seek(offset)
             line = file.readline()
         try:
             text = json.loads(line)[field]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             text = None
         if not isinstance(text, str):
             number = 1 + path.read_bytes()[:offset].count(b"\n")

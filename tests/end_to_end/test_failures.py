@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the machine may do to a build: no network, no space, something in the way. One sentence."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def told(done: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence with which a build ended; at most a hint follows it."""
+    assert done.returncode == 3, done.stderr
+    lines = done.stderr.splitlines()
+    # Steps are told in lines of their own, and the error comes after them.
+    [*_, sentence] = [line for line in lines if not line.startswith("  hint: ")]
+    assert lines[-1].startswith("  hint: ") or lines[-1] == sentence
+    assert not sentence.startswith(("[", " "))
+    return sentence
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """What a full disk does to a write, without one: what is longer than `size` bytes fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("size", "step"),
+    [
+        (100, "calibration-tokens"),
+        (5_000, "calibration-tokens"),
+        (20_000, "resolve"),
+        (120_000, "export-hf"),
+    ],
+)
+def test_a_write_that_fails_is_told_and_made_good_by_the_next_run(
+    size: int, step: str, recipe: Path, prunec: Run, tmp_path: Path
+) -> None:
+    uniform = ("--set", "method={kind: uniform}", "--set", "search=null")
+    build = ("build", recipe, "--output", tmp_path, *uniform)
+    with files_of_at_most(size):
+        failed = prunec(*build)
+    assert "File too large" in told(failed)
+    assert told(failed).startswith(f"{step}: ")
+    assert not (tmp_path / "manifest.json").exists()
+    assert prunec(*build).returncode == 0
+    assert prunec("inspect", tmp_path).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 600 kB: enough for some steps of a build."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if not shutil.which("mount"):
+        pytest.skip("there is no mount here")
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place)]
+    mounted = subprocess.run(mounting, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_is_told(small_disk: Path, recipe: Path, prunec: Run) -> None:
+    assert "No space left on device" in told(prunec("build", recipe, "--output", small_disk))
+    assert not (small_disk / "manifest.json").exists()
+
+
+def test_a_read_only_disk_is_told(small_disk: Path, recipe: Path, prunec: Run) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert "Read-only file system" in told(prunec("build", recipe, "--output", small_disk))
+    inside = prunec("build", recipe, "--output", small_disk / "new")
+    assert "Read-only file system" in told(inside)
+
+
+@pytest.mark.parametrize("name", ["", ".store", "report", ".lock/", "report/report.json/"])
+def test_something_in_the_way_is_told(name: str, recipe: Path, prunec: Run, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    obstacle = output / name
+    if name.endswith("/"):
+        obstacle.mkdir(parents=True)
+    else:
+        obstacle.parent.mkdir(parents=True, exist_ok=True)
+        obstacle.write_text("in the way")
+    done = prunec("build", recipe, "--output", output)
+    assert str(output) in told(done)
+
+
+def test_an_export_never_replaces_what_prunec_did_not_write(
+    recipe: Path, prunec: Run, tmp_path: Path
+) -> None:
+    mine = tmp_path / "hf" / "model.safetensors"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    done = prunec("build", recipe, "--output", tmp_path)
+    assert str(tmp_path / "hf") in told(done)
+    assert mine.read_text() == "mine"
+
+
+def test_what_lies_beside_the_output_is_left_alone(
+    built: Path, recipe: Path, prunec: Run, tmp_path: Path
+) -> None:
+    output = shutil.copytree(built, tmp_path / "copy")
+    for name in (".mine.old", ".mine.partial"):
+        (output / name).mkdir()
+    assert prunec("build", recipe, "--output", output).returncode == 0
+    assert (output / ".mine.old").is_dir() and (output / ".mine.partial").is_dir()
+
+
+def test_a_summary_that_cannot_be_written_is_told(
+    built: Path, recipe: Path, prunec: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = shutil.copytree(built, tmp_path / "copy")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "nowhere" / "summary"))
+    assert "nowhere" in told(prunec("build", recipe, "--output", output))
+
+
+def test_a_model_of_the_hub_needs_the_hub(
+    recipe: Path, prunec_process: Run, tmp_path: Path
+) -> None:
+    model = "model={source: nobody/nothing, dtype: bfloat16}"
+    done = prunec_process("build", recipe, "--output", tmp_path, "--set", model)
+    assert told(done).startswith("nobody/nothing cannot be had from the hub")
+
+
+def test_a_text_of_the_hub_needs_the_hub(recipe: Path, prunec_process: Run, tmp_path: Path) -> None:
+    source = "calibration.source={kind: hub, dataset: nobody/nothing}"
+    # The library tries to connect for half a minute, unless it is told that this is in vain.
+    done = prunec_process(
+        "build",
+        recipe,
+        "--output",
+        tmp_path,
+        "--set",
+        source,
+        prelude="import os; os.environ['HF_HUB_OFFLINE'] = '1'",
+    )
+    sentence = told(done)
+    assert "nobody/nothing cannot be read" in sentence or "the datasets library" in sentence

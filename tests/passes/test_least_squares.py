@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every prefix of a nested solution is held against a least-squares fit of its own, in numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunec.compiler.model.errors import ModelError
+from prunec.compiler.passes.least_squares import (
+    GramStatistics,
+    NestedSolution,
+    NormalEquations,
+    normal_equations,
+)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A sublayer's last map: inputs on both paths [tokens, d_in], its weight, how it is fitted."""
+
+    pruned: np.ndarray
+    dense: np.ndarray
+    weight: np.ndarray
+    damping: float
+    dense_target: float
+
+    @property
+    def ridge(self) -> float:
+        mean = float((self.pruned**2).sum(axis=0).mean())
+        return self.damping * (mean or 1.0)
+
+    @property
+    def target(self) -> np.ndarray:
+        own, cross = self.pruned @ self.weight, self.dense @ self.weight
+        return (1 - self.dense_target) * own + self.dense_target * cross
+
+    def equations(self) -> NormalEquations:
+        pruned, dense = torch.from_numpy(self.pruned), torch.from_numpy(self.dense)
+        return normal_equations(
+            GramStatistics(pruned.T @ pruned, pruned.T @ dense),
+            torch.from_numpy(self.weight),
+            damping=self.damping,
+            dense_target=self.dense_target,
+        )
+
+    def refit(self, kept: np.ndarray) -> np.ndarray:
+        """[d_in, d_out], zero where not kept: ridge as extra rows of the design, no Gram matrix."""
+        pull = np.sqrt(self.ridge)
+        design = np.vstack([self.pruned[:, kept], pull * np.eye(len(kept))])
+        wanted = np.vstack([self.target, pull * self.weight[kept]])
+        fitted = np.zeros_like(self.weight)
+        fitted[kept] = np.linalg.lstsq(design, wanted, rcond=None)[0]
+        return fitted
+
+    def error(self, fitted: np.ndarray) -> float:
+        """What is minimised: squared error of the outputs and the pull towards the old weights."""
+        misfit = ((self.pruned @ fitted - self.target) ** 2).sum()
+        return float(misfit + self.ridge * ((fitted - self.weight) ** 2).sum())
+
+
+@st.composite
+def regressions(draw: st.DrawFn) -> Regression:
+    """Few tokens, dead inputs, twins, and inputs of very different size among them."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    d_in, d_out = draw(st.integers(1, 13)), draw(st.integers(1, 7))
+    tokens = draw(st.sampled_from([1, 3, 40]))
+    dense = rng.standard_normal((tokens, d_in)) @ rng.standard_normal((d_in, d_in))
+    dense *= np.exp(draw(st.sampled_from([0, 2])) * rng.standard_normal(d_in))
+    pruned = dense + draw(st.sampled_from([0, 0.3])) * rng.standard_normal(dense.shape)
+    if draw(st.booleans()):
+        pruned[:, rng.integers(d_in)] = 0
+    if draw(st.booleans()):
+        first, second = rng.integers(d_in, size=2)
+        pruned[:, first] = pruned[:, second]
+    weight = rng.standard_normal((d_in, d_out))
+    damping = draw(st.sampled_from([1e-3, 0.01, 1.0]))
+    return Regression(pruned, dense, weight, damping, draw(st.sampled_from([0.0, 0.5, 1.0])))
+
+
+@given(regressions(), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_every_prefix_has_the_weights_and_the_error_of_a_fit_of_its_own(
+    problem: Regression, random: object
+) -> None:
+    d_in = len(problem.weight)
+    order = list(range(d_in))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    solution = NestedSolution.solve(problem.equations(), torch.tensor(order))
+    growth = solution.excess_errors()
+    assert growth.shape == (d_in + 1,)
+    least = problem.error(problem.refit(np.arange(d_in)))
+    scale = 1 + problem.error(np.zeros_like(problem.weight))
+
+    for size in range(d_in + 1):
+        inputs, weight = solution.weight(size)
+        kept = np.sort(np.array(order[:size], dtype=int))
+        assert inputs.tolist() == kept.tolist()
+        fitted = problem.refit(kept)
+        tolerance = 1e-8 * (1 + np.abs(fitted).max())
+        np.testing.assert_allclose(weight.numpy(), fitted[kept], rtol=0, atol=tolerance)
+        assert growth[size].item() == pytest.approx(
+            problem.error(fitted) - least, rel=1e-8, abs=1e-8 * scale
+        )
+
+
+@given(regressions())
+@settings(max_examples=30, deadline=None)
+def test_the_target_is_the_blend_of_both_paths_outputs(problem: Regression) -> None:
+    equations = problem.equations()
+    own = problem.pruned.T @ problem.pruned
+    expected = problem.pruned.T @ problem.target + problem.ridge * problem.weight
+    scale = 1 + np.abs(expected).max()
+    np.testing.assert_allclose(equations.target.numpy(), expected, atol=1e-10 * scale)
+    np.testing.assert_allclose(
+        equations.gram.numpy(),
+        own + problem.ridge * np.eye(len(own)),
+        atol=1e-12 * (1 + np.abs(own).max()),
+    )
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 5, 30]))
+@settings(max_examples=15, deadline=None)
+def test_removing_nothing_changes_nothing_whatever_the_inputs(seed: int, tokens: int) -> None:
+    rng = np.random.default_rng(seed)
+    inputs, weight = rng.standard_normal((tokens, 9)), rng.standard_normal((9, 4))
+    inputs[:, 3] = 0
+    # The other path must have no say at r = 0.
+    problem = Regression(inputs, rng.standard_normal((tokens, 9)), weight, 0.01, 0.0)
+    order = torch.from_numpy(rng.permutation(9))
+    _, solved = NestedSolution.solve(problem.equations(), order).weight(9)
+    np.testing.assert_allclose(solved.numpy(), weight, rtol=0, atol=1e-12)
+
+
+def test_inputs_that_are_all_zero_keep_their_weights_at_every_size() -> None:
+    weight = torch.arange(1.0, 19.0, dtype=torch.float64).reshape(6, 3)
+    problem = normal_equations(GramStatistics.empty(6), weight, damping=0.01, dense_target=0.5)
+    solution = NestedSolution.solve(problem, torch.arange(6))
+    for size in range(7):
+        torch.testing.assert_close(solution.weight(size)[1], weight[:size])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_statistics_are_sums_over_batches_of_unrounded_products(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pruned, dense = torch.randn(2, 301, 7, generator=generator).to(dtype).unbind()
+    statistics = GramStatistics.empty(7)
+    for start in range(0, 301, 43):
+        batch = slice(start, start + 43)
+        statistics.add(pruned=pruned[batch], dense=dense[batch])
+    pruned, dense = pruned.double(), dense.double()
+    assert statistics.own.dtype == statistics.cross.dtype == torch.float64
+    torch.testing.assert_close(statistics.own, pruned.T @ pruned, rtol=0, atol=1e-3)
+    torch.testing.assert_close(statistics.cross, pruned.T @ dense, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("path", ["pruned", "dense"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_activations_that_are_not_finite_are_refused_on_either_path(
+    path: str, value: float
+) -> None:
+    inputs = {"pruned": torch.randn(5, 4), "dense": torch.randn(5, 4)}
+    inputs[path][2, 1] = value
+    statistics = GramStatistics.empty(4)
+    statistics.add(**inputs)
+    with pytest.raises(ModelError, match="NaN or an infinity"):
+        normal_equations(statistics, torch.randn(4, 2), damping=0.01, dense_target=0.5)
