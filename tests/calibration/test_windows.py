@@ -39,7 +39,7 @@ def _tokens(windows: torch.Tensor) -> set[int]:
 def test_two_uses_of_one_draw_share_no_token(
     first: int, second: int, length: int, seed: int
 ) -> None:
-    whole = {"length": length, "seed": seed, "total": first + second}
+    whole: dict[str, Any] = {"length": length, "seed": seed, "total": first + second}
     calibration = _draw(windows=first, skip=0, **whole)
     search = _draw(windows=second, skip=first, **whole)
     assert calibration.shape == (first, length) and search.shape == (second, length)

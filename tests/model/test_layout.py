@@ -35,7 +35,7 @@ CONFIG: dict[str, Any] = {
     "num_key_value_heads": 3,
     "head_dim": 10,
 }
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "gqa": {},
     "tied": {"tie_word_embeddings": True},
     "attention biases": {"attention_bias": True},
@@ -49,9 +49,9 @@ def _is_prunable(name: str) -> bool:
     return "_proj." in name
 
 
-@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.fixture(params=list(VARIANTS))
 def config(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return CONFIG | request.param
+    return CONFIG | VARIANTS[request.param]
 
 
 def test_a_dense_layout_counts_what_transformers_builds(config: dict[str, Any]) -> None:

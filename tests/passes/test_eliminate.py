@@ -167,7 +167,7 @@ def assert_cheapest_moves(
 
         def growth(gone: list[int], queries=queries, error=error) -> float:  # type: ignore[no-untyped-def]
             left = tuple(q for q in queries if q not in gone)
-            return problem.error(_columns(left, head_dim)) - error
+            return float(problem.error(_columns(left, head_dim)) - error)
 
         moves: list[list[int]] = list(members.values()) if len(kvs) > goal_kv else []
         goal_per_group = goal_queries // goal_kv if goal_kv else 1

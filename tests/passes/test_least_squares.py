@@ -38,7 +38,7 @@ class Regression:
     @property
     def target(self) -> np.ndarray:
         own, cross = self.pruned @ self.weight, self.dense @ self.weight
-        return (1 - self.dense_target) * own + self.dense_target * cross
+        return np.asarray((1 - self.dense_target) * own + self.dense_target * cross)
 
     def equations(self) -> NormalEquations:
         pruned, dense = torch.from_numpy(self.pruned), torch.from_numpy(self.dense)

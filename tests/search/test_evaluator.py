@@ -93,7 +93,8 @@ class Lab:
                     last.bias.zero_()
         p = self.dense.double().log_softmax(dim=-1)
         q = model(self.ids).logits.double().log_softmax(dim=-1)
-        return (p.exp() * (p - q)).sum(dim=-1).mean(dim=-1)
+        expected: Tensor = (p.exp() * (p - q)).sum(dim=-1).mean(dim=-1)
+        return expected
 
 
 def _layout(*shapes: tuple[int, int, int]) -> Layout:

@@ -61,9 +61,11 @@ class Separable:
         self.calls: list[tuple[Layout, int]] = []
 
     def cost(self, layout: Layout) -> float:
-        return sum(
-            attention[spec.query_heads, spec.kv_heads] + mlp[spec.ffn]
-            for spec, attention, mlp in zip(layout, self.attention, self.mlp, strict=True)
+        return float(
+            sum(
+                attention[spec.query_heads, spec.kv_heads] + mlp[spec.ffn]
+                for spec, attention, mlp in zip(layout, self.attention, self.mlp, strict=True)
+            )
         )
 
     def divergences(self, layout: Layout, windows: int) -> Tensor:
@@ -78,7 +80,7 @@ def _start(space: Space) -> Candidate:
 
 
 def _settings(**changes: Any) -> Settings:
-    defaults = {
+    defaults: dict[str, Any] = {
         "offspring": 16,
         "step": STEP,
         "windows": 16,
