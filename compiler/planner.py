@@ -208,12 +208,15 @@ class _Planner:
                 "supernet",
                 "solve every size of every layer"
                 + (" around the last winner" if layout_of else " around the uniform layout"),
+                # Fitted to the dense model's activations, levels near the centre would look better
+                # than they are beside the others.
                 self.model
                 | self._solver()
+                | {"dense_target": 0.0}
                 | ({"centre": centre} if centre else {})
                 | self._budget(),
                 inputs,
-                self._walk(self.estimate.nested_bytes),
+                self._walk(0.0, self.estimate.nested_bytes),
             )
             step = self._neurons(method.first_step / 2 ** (number - 1))
             share = left // method.rounds
@@ -239,7 +242,7 @@ class _Planner:
             "fit the winner once more, layer by layer, to the inputs it really sees",
             self.model | self._solver(),
             {"tokens": "calibration-tokens", "layout": layout_of},
-            self._walk(self.estimate.weight_bytes(start)),
+            self._walk(self._solver()["dense_target"], self.estimate.weight_bytes(start)),
         )
         return "resolve"
 
@@ -250,7 +253,7 @@ class _Planner:
             "prune layer by layer, all alike, and refit what stays",
             self.model | self._solver() | {"layout": self._layout_params(start)},
             {"tokens": "calibration-tokens"},
-            self._walk(self.estimate.weight_bytes(start)),
+            self._walk(self._solver()["dense_target"], self.estimate.weight_bytes(start)),
         )
         return "resolve"
 
@@ -331,8 +334,7 @@ class _Planner:
     def _layout_params(layout: Layout) -> list[list[int]]:
         return [[spec.query_heads, spec.kv_heads, spec.ffn] for spec in layout]
 
-    def _walk(self, disk_bytes: int) -> Cost:
-        dense_target = self._solver()["dense_target"]
+    def _walk(self, dense_target: float, disk_bytes: int) -> Cost:
         return self.estimate.walk(self._count("calibration-tokens"), dense_target, disk_bytes)
 
     def _count(self, name: str) -> int:

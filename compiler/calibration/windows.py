@@ -23,16 +23,18 @@ def draw_windows(
     windows: int,
     length: int,
     seed: int,
-    skip: int = 0,
-    total: int | None = None,
+    skip: int,
+    total: int,
 ) -> Tensor:
-    """[windows, length] int64: the windows `skip` to `skip + windows` of a random draw of `total`.
+    """[windows, length] int64: the windows from `skip` on of a random draw of `total` windows.
 
     Documents are joined by `end_id` and cut into consecutive windows, of which the draw is a
     sample. Calls that differ in `skip` and `windows` alone cut the same draw, so that two uses of
     one source can be kept apart. Raises SourceError when the text is too short.
     """
-    wanted = (total or skip + windows) * length
+    if skip + windows > total:
+        raise ValueError(f"{skip} + {windows} windows are more than the draw's {total}")
+    wanted = total * length
     ids: list[int] = []
     for text in documents:
         ids.extend(encode(text))

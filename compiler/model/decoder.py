@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
 from prunec.compiler.model.checkpoint import Checkpoint
+from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.layout import LayerSpec
 from prunec.compiler.model.modeling_prunec_llama import (
     PrunecLlamaDecoderLayer,
@@ -32,9 +33,14 @@ class Decoder:
         self.facts = checkpoint.facts
         self.dtype = dtype
         self.device = device
-        self._config = LlamaConfig.from_dict(dict(self.facts.config))
-        self._config._attn_implementation = "sdpa"
-        self._rotary = LlamaRotaryEmbedding(self._config).to(device)
+        try:
+            self._config = LlamaConfig.from_dict(dict(self.facts.config))
+            self._config._attn_implementation = "sdpa"
+            with torch.device("meta"):  # a dense layer, to see that the config can be built
+                shaped_decoder_layer(self._config, 0, query_heads=1, kv_heads=1, ffn=1)
+            self._rotary = LlamaRotaryEmbedding(self._config).to(device)
+        except Exception as error:  # of any kind: whatever a config.json may hold
+            raise ModelError(f"config.json makes no model: {error}") from error
         self._rotary_cache: dict[int, tuple[Tensor, Tensor]] = {}
         family = self.facts.family
         self._embedding = self._load(family.embedding)

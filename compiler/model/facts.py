@@ -16,6 +16,7 @@ from prunec.compiler.model.families import Family, family_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_FLOATS = ("BF16", "F16", "F32", "F64")
 _MAX_HEADER = 100_000_000  # the format's own limit
 # What reading a header raises when it is not one: bad JSON, or JSON of another structure.
 _DAMAGE = (ValueError, RecursionError, TypeError, KeyError, AttributeError, IndexError)
@@ -183,5 +184,7 @@ def _check_shapes(facts: Facts, folder: Path) -> None:
         info = facts.tensors.get(name)
         if info is None:
             raise ModelError(f"{folder} has no tensor {name}, though its config calls for it")
+        if info.dtype not in _FLOATS:
+            raise ModelError(f"{folder}: {name} is {info.dtype}; prunec reads {', '.join(_FLOATS)}")
         if info.shape != shape:
             raise ModelError(f"{folder}: {name} has shape {info.shape}; its config says {shape}")

@@ -114,7 +114,7 @@ def head_path(
         if kv > goal_kv:
             moves += [list(heads) for heads in groups.values()]
         if queries // kv > max(goal_per_group, 1):
-            moves.append([_cheapest(inverse, weight, heads, head_dim) for heads in groups.values()])
+            moves.append(_one_of_every_group(inverse, weight, groups, head_dim))
 
         prices = [
             _block_cost(inverse, weight, _columns(heads, head_dim))
@@ -154,8 +154,15 @@ def _remove_block(inverse: Tensor, weight: Tensor, columns: Tensor) -> tuple[Ten
     return inverse, weight
 
 
-def _cheapest(inverse: Tensor, weight: Tensor, heads: list[int], head_dim: int) -> int:
-    return min(heads, key=lambda h: _block_cost(inverse, weight, _columns([h], head_dim)))
+def _one_of_every_group(
+    inverse: Tensor, weight: Tensor, groups: dict[int, list[int]], head_dim: int
+) -> list[int]:
+    """A query head of every group: in each the cheapest to lose beside those already taken."""
+    taken: list[int] = []
+    for heads in groups.values():
+        costs = [_block_cost(inverse, weight, _columns([*taken, h], head_dim)) for h in heads]
+        taken.append(heads[costs.index(min(costs))])
+    return taken
 
 
 def _columns(heads: Sequence[int], head_dim: int) -> Tensor:

@@ -9,6 +9,7 @@ Source: arXiv 2503.09657 §3.3; transfers between attention and MLP ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -106,7 +107,8 @@ def evolve(
     """
 
     def score(candidate: Candidate, windows: int) -> float:
-        return float(scorer.divergences(space.budget.layout(candidate), windows).mean())
+        divergence = float(scorer.divergences(space.budget.layout(candidate), windows).mean())
+        return divergence if math.isfinite(divergence) else math.inf  # a NaN would never lose
 
     state = resumed
     if state is None:

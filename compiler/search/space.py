@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -41,20 +42,20 @@ class Budget:
     tied: bool
     attention_is_legal: IsLegal
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Prunable parameters that the layout should have."""
         return round(
             (1 - self.sparsity) * prunable_parameters(self.facts, dense_layout(self.facts))
         )
 
-    @property
+    @cached_property
     def widths(self) -> tuple[int, ...]:
         """Legal MLP widths, ascending: multiples of `multiple_of`, and the dense width."""
         multiples = range(0, self.facts.ffn, self.multiple_of)
         return (*multiples[1 if self.tied else 0 :], self.facts.ffn)
 
-    @property
+    @cached_property
     def shapes(self) -> list[Shape]:
         """Legal attention shapes, largest first."""
         facts = self.facts
@@ -75,9 +76,9 @@ class Budget:
         """Prunable parameters of one layer's MLP at a width."""
         return mlp_parameters(self.facts, LayerSpec(0, 0, self.facts.head_dim, width))
 
-    @property
+    @cached_property
     def unit(self) -> int:
-        """Prunable parameters in the smallest step between two layouts."""
+        """Prunable parameters in one step of the MLP width: how exactly a size can be met."""
         if len(self.widths) > 1:
             steps = [self.mlp_size(b) - self.mlp_size(a) for a, b in pairwise(self.widths)]
             step = max(steps)  # the last may be shorter: up to a dense width that is no multiple
@@ -99,7 +100,8 @@ class Budget:
             return abs(self.attention_size(shape) / dense - (1 - self.sparsity))
 
         # Where one shape cannot leave the MLP a legal width, the next nearest may.
-        for shape in sorted((s for s in self.shapes if s[1]), key=distance):
+        # No attention at all is the last resort.
+        for shape in sorted(self.shapes, key=lambda s: (s[1] == 0, distance(s))):
             left = self.parameters - layers * self.attention_size(shape)
             candidate = Candidate((shape,) * layers, self._spread(left))
             if abs(self.size(candidate) - self.parameters) <= self.unit:

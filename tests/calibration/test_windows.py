@@ -25,9 +25,9 @@ def _encode(text: str) -> list[int]:
 
 
 def _draw(documents: list[str] | Iterator[str] | None = None, **options: Any) -> torch.Tensor:
-    defaults = {"windows": 6, "length": 16, "seed": 0}
+    given_ = {"windows": 6, "length": 16, "seed": 0, "skip": 0} | options
     texts = _documents() if documents is None else documents
-    return draw_windows(texts, _encode, END, **(defaults | options))
+    return draw_windows(texts, _encode, END, **({"total": given_["windows"]} | given_))
 
 
 def _tokens(windows: torch.Tensor) -> set[int]:
@@ -100,3 +100,8 @@ def test_just_enough_text_is_enough() -> None:
     assert _tokens(_draw(texts, windows=2)) == set(range(30))
     with pytest.raises(SourceError, match="holds 32 tokens; 48 are asked for"):
         _draw(texts, windows=2, total=3)
+
+
+def test_more_windows_than_the_draw_holds_are_never_silently_fewer() -> None:
+    with pytest.raises(ValueError, match="more than the draw's 6"):
+        _draw(windows=5, skip=2, total=6)

@@ -172,8 +172,11 @@ def assert_cheapest_moves(
         moves: list[list[int]] = list(members.values()) if len(kvs) > goal_kv else []
         goal_per_group = goal_queries // goal_kv if goal_kv else 1
         if len(queries) // len(kvs) > max(goal_per_group, 1):
-            # One head in every group: in each the one that is cheapest by itself.
-            moves.append([min(group, key=lambda q: growth([q])) for group in members.values()])
+            # One head in every group: in each the cheapest beside those already taken.
+            taken: list[int] = []
+            for group in members.values():
+                taken.append(min(group, key=lambda q: growth([*taken, q])))
+            moves.append(taken)
 
         def price(gone: list[int], queries=queries, kvs=kvs) -> float:  # type: ignore[no-untyped-def]
             left = [q for q in queries if q not in gone]
@@ -184,9 +187,9 @@ def assert_cheapest_moves(
         if len(kvs_after) == len(kvs):
             assert len(chosen) == len(kvs), "not one head of every group"
             assert len(queries) // len(kvs) > max(goal_per_group, 1), "overshoots the waypoint"
-            for head in chosen:
-                group = members[head // per_group]
-                assert growth([head]) <= min(growth([q]) for q in group) + slack
+            for number, head in enumerate(chosen):
+                group, taken = members[head // per_group], chosen[:number]
+                assert growth([*taken, head]) <= min(growth([*taken, q]) for q in group) + slack
         else:
             assert len(kvs) > goal_kv, "overshoots the waypoint"
             assert chosen in members.values(), "not one whole group"
