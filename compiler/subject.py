@@ -9,14 +9,9 @@ from pathlib import Path
 from prunec.compiler.calibration.sources import SourceError, file_identity
 from prunec.compiler.diagnostics import BuildError, RecipeProblemError
 from prunec.compiler.model.errors import ModelError
-from prunec.compiler.model.facts import (
-    INDEX,
-    Facts,
-    facts_from_config,
-    facts_from_folder,
-    read_json,
-    shard_names,
-)
+from prunec.compiler.model.facts import Facts, facts_from_config
+from prunec.compiler.model.folder import facts_from_folder
+from prunec.compiler.model.headers import INDEX, read_json, shard_names
 from prunec.compiler.plan import digest
 from prunec.compiler.planner import Subject
 from prunec.compiler.recipe import ModelSpec

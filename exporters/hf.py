@@ -22,7 +22,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from prunec.compiler.model import modeling_prunec_llama as modeling
 from prunec.compiler.model.checkpoint import write_checkpoint
 from prunec.compiler.model.errors import ModelError
-from prunec.compiler.model.facts import Facts, read_headers, shard_names
+from prunec.compiler.model.facts import Facts
+from prunec.compiler.model.headers import read_headers, shard_names
 from prunec.compiler.model.layout import (
     Layout,
     is_uniform,

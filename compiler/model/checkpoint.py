@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prunec.compiler.model.errors import ModelError
-from prunec.compiler.model.facts import INDEX, SINGLE, Facts
+from prunec.compiler.model.facts import Facts
+from prunec.compiler.model.headers import INDEX, SINGLE
 from prunec.compiler.model.layout import dense_layout, norm_shapes, projection_shapes
 
 
@@ -78,6 +79,9 @@ def write_checkpoint(
         names = [SINGLE]
     for number, name in enumerate(names):
         (folder / f"shard-{number}.partial").rename(folder / name)
+        (folder / name).chmod(
+            0o644
+        )  # the library writes for its owner only; servers read as others
     if shards == 1:
         return names
     index = {

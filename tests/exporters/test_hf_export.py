@@ -21,7 +21,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaFo
 
 from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.errors import ModelError
-from prunec.compiler.model.facts import Facts, facts_from_config, facts_from_folder, read_headers
+from prunec.compiler.model.facts import Facts, facts_from_config
+from prunec.compiler.model.folder import facts_from_folder
+from prunec.compiler.model.headers import read_headers
 from prunec.compiler.model.layout import (
     LayerSelection,
     Layout,

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 
 from prunec.compiler.model.errors import ModelError
-from prunec.compiler.model.facts import facts_from_folder
+from prunec.compiler.model.folder import facts_from_folder
 from prunec.exporters import EXPORTERS
 
 

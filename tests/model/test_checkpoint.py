@@ -15,7 +15,8 @@ from torch import Tensor
 
 from prunec.compiler.model.checkpoint import Checkpoint, write_checkpoint
 from prunec.compiler.model.errors import ModelError
-from prunec.compiler.model.facts import INDEX, SINGLE, facts_from_folder, read_headers
+from prunec.compiler.model.folder import facts_from_folder
+from prunec.compiler.model.headers import INDEX, SINGLE, read_headers
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

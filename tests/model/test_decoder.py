@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 from prunec.compiler.model import decoder as decoder_module
 from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.decoder import Decoder
-from prunec.compiler.model.facts import facts_from_folder
+from prunec.compiler.model.folder import facts_from_folder
 from prunec.compiler.model.layout import LayerSelection, dense_layout
 from prunec.compiler.model.surgery import slice_layer
 

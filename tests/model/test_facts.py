@@ -17,13 +17,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from prunec.compiler.model.errors import ModelError
-from prunec.compiler.model.facts import (
-    INDEX,
-    SINGLE,
-    facts_from_config,
-    facts_from_folder,
-    read_header,
-)
+from prunec.compiler.model.facts import facts_from_config
+from prunec.compiler.model.folder import facts_from_folder
+from prunec.compiler.model.headers import INDEX, SINGLE, read_header
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunec.compiler.model.checkpoint import Checkpoint
-from prunec.compiler.model.facts import Facts, facts_from_config, facts_from_folder
+from prunec.compiler.model.facts import Facts, facts_from_config
+from prunec.compiler.model.folder import facts_from_folder
 from prunec.compiler.model.layout import LayerSpec, norm_shapes, projection_shapes
 from prunec.compiler.passes.magnitude import largest_units, prune_by_magnitude
 

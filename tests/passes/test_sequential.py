@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 from prunec.compiler.model import decoder as decoder_module
 from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.decoder import Decoder
-from prunec.compiler.model.facts import facts_from_folder
+from prunec.compiler.model.folder import facts_from_folder
 from prunec.compiler.model.layout import LayerSpec, Layout, dense_layout, norm_shapes
 from prunec.compiler.model.layout import projection_shapes as shapes_of
 from prunec.compiler.passes.nested import CutLayer, NestedLayer
