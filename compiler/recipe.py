@@ -329,18 +329,45 @@ def _at_home(section: Reading) -> Reading:
 
 
 def _keep_apart(earlier: Calibration | Search, later: Search | PerplexityCheck) -> None:
-    """Refuses one split for two purposes; points at the section that left its own."""
+    """Refuses one text for two purposes; of splits, points at the section that left its own.
+
+    A search may name calibration's very source: it then reads windows that calibration does not.
+    """
     one, two = earlier.source, later.source
-    if not isinstance(one, PythonStdlibSource) or not isinstance(two, PythonStdlibSource):
+    if one is None or two is None or (one == two and isinstance(later, Search) and not _split(one)):
         return
-    if one.split != two.split:
+    if (shared := _shared_text(one, two)) is None:
         return
-    astray, other = (earlier, later) if two.split == later.home else (later, earlier)
+    if _split(one):
+        astray, other = (earlier, later) if _split(two) == later.home else (later, earlier)
+        raise refusal(
+            f"is {shared}, which {'.'.join(other.place)} reads too; they must be disjoint",
+            f"remove it: the split that is read there by default is {astray.home}",
+            at=(*astray.place, "source", "split"),
+        )
     raise refusal(
-        f'is "{one.split}", which {".".join(other.place)} reads too; they must be disjoint',
-        f"remove it: the split that is read there by default is {astray.home}",
-        at=(*astray.place, "source", "split"),
+        f"reads {shared}, as {'.'.join(earlier.place)} does; they must be disjoint",
+        "give each text of its own; what was fitted to cannot judge",
+        at=(*later.place, "source"),
     )
+
+
+def _split(source: Source) -> Split | None:
+    return source.split if isinstance(source, PythonStdlibSource) else None
+
+
+def _shared_text(one: Source, two: Source) -> str | None:
+    """What two sources have in common, as far as it shows; None where that is nothing."""
+    match one, two:
+        case PythonStdlibSource(), PythonStdlibSource() if one.split == two.split:
+            return f'"{one.split}"'
+        case (TextSource() | JsonlSource(), TextSource() | JsonlSource()):
+            common = sorted({*one.files} & {*two.files})
+            return common[0] if common else None
+        case HubSource(), HubSource():
+            same = (one.dataset, one.config, one.split) == (two.dataset, two.config, two.split)
+            return f"{one.dataset} ({one.split})" if same else None
+    return None
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -127,6 +127,29 @@ def test_texts_that_must_be_disjoint_are(recipe: Path, options: list[str], at: s
     assert mistake.where == f"--set {options[0]}"
 
 
+def test_files_and_data_sets_must_be_disjoint_too(recipe: Path) -> None:
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (recipe.parent / name).write_text("text")
+    ours = "calibration.source={kind: text, files: [a.txt, b.txt]}"
+
+    def mistake(*options: str) -> str:
+        with pytest.raises(UserError) as caught:
+            load_recipe(recipe, options)
+        return caught.value.diagnostics[0].message
+
+    theirs = "validate.perplexity.source={kind: text, files: [b.txt, c.txt]}"
+    said = mistake(ours, theirs)
+    assert said.startswith("validate.perplexity.source reads ") and "b.txt, as calibration" in said
+    assert "must be disjoint" in mistake(ours, "search.source={kind: text, files: [b.txt]}")
+    hub = "source={kind: hub, dataset: some/text, split: train}"
+    said = mistake(f"calibration.{hub}", f"validate.perplexity.{hub}")
+    assert "reads some/text (train), as calibration does" in said
+    # The same source for a search is cut into windows of its own.
+    same = "search.source={kind: text, files: [a.txt, b.txt]}"
+    theirs = "validate.perplexity.source={kind: text, files: [c.txt]}"
+    assert load_recipe(recipe, [ours, same, theirs]).search is not None
+
+
 def test_a_split_that_nothing_else_reads_is_free(recipe: Path) -> None:
     settled = load_recipe(recipe, ["method.kind=uniform", "calibration.source.split=search"])
     assert settled.calibration is not None
