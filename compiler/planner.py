@@ -17,7 +17,7 @@ from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import Layout, dense_layout
 from prunec.compiler.plan import Cost, Plan, Step, digest
 from prunec.compiler.recipe import MagnitudeMethod, Recipe, Source, TyrMethod
-from prunec.compiler.search.space import Budget, InfeasibleTargetError
+from prunec.compiler.search.budget import Budget, InfeasibleTargetError
 from prunec.exporters import EXPORTERS
 
 #: Raised when the code behind a kind of step changes what it writes.

@@ -27,9 +27,10 @@ from prunec.compiler.passes.sequential import Solver, prune_sequentially
 from prunec.compiler.plan import Plan, Step
 from prunec.compiler.recipe import Recipe
 from prunec.compiler.search import evolutionary
+from prunec.compiler.search.budget import Candidate
 from prunec.compiler.search.divergence import TeacherDistributions
 from prunec.compiler.search.evaluator import Evaluator
-from prunec.compiler.search.space import Candidate, Space
+from prunec.compiler.search.space import Space
 from prunec.compiler.store import Entry, Store
 
 #: Called with (done, of, note) while a step runs.

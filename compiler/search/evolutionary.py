@@ -18,7 +18,8 @@ import numpy as np
 from torch import Tensor
 
 from prunec.compiler.model.layout import Layout
-from prunec.compiler.search.space import Candidate, Space
+from prunec.compiler.search.budget import Candidate
+from prunec.compiler.search.space import Space
 
 #: Each stage keeps a quarter of its candidates and gives them four times the tokens.
 STAGES = 3

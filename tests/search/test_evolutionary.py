@@ -18,13 +18,14 @@ from torch import Tensor
 
 from prunec.compiler.model.facts import facts_from_config
 from prunec.compiler.model.layout import Layout
+from prunec.compiler.search.budget import Budget, Candidate
 from prunec.compiler.search.evolutionary import (
     Settings,
     State,
     evolve,
     generation_cost,
 )
-from prunec.compiler.search.space import Budget, Candidate, Space
+from prunec.compiler.search.space import Space
 
 LENGTH, STEP = 8, 16
 PATH = ((4, 2), (2, 2), (2, 1), (1, 1), (0, 0))

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from prunec.compiler.model.facts import Facts, facts_from_config
 from prunec.compiler.model.layout import LayerSpec, dense_layout, prunable_parameters
-from prunec.compiler.search.space import Budget, Candidate, InfeasibleTargetError, Shape, Space
+from prunec.compiler.search.budget import Budget, Candidate, InfeasibleTargetError, Shape
+from prunec.compiler.search.space import Space
 
 SPARSITIES = st.sampled_from([0.01, 0.1, 0.25, 0.375, 0.5, 0.7, 0.9])
 HEADS = st.sampled_from([(4, 4), (4, 2), (4, 1), (8, 4), (12, 4), (12, 3), (1, 1)])
