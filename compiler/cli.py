@@ -151,7 +151,7 @@ def recipes() -> None:
 
     table = Table(box=None, pad_edge=False, show_header=False)
     for path in sorted(shipped.folder().glob("*.yaml")):
-        table.add_row(path.stem, _first_comment(path), style=None)
+        table.add_row(path.stem, _first_sentence(path))
     _stdout().print(table)
     _stderr().print(f"\nin {shipped.folder()}; build one with: prunec build <name>", style="dim")
 
@@ -220,13 +220,12 @@ def _effective_text(path: Path, overrides: list[str]) -> str:
     return "".join(f"# --set {override}\n" for override in overrides) + text
 
 
-def _first_comment(path: Path) -> str:
-    comments = [
-        line.lstrip("# ").strip()
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if line.startswith("#") and "yaml-language-server" not in line
-    ]
-    return comments[0] if comments else ""
+def _first_sentence(path: Path) -> str:
+    """What a recipe says of itself: its first sentence."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = [line.lstrip("# ") for line in lines if line.startswith("#")]
+    text = " ".join(line for line in comments if line and "yaml-language-server" not in line)
+    return text.partition(". ")[0]
 
 
 def _print_json(value: Any) -> None:
