@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunec.validators.manifest import check_manifest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 #: The quickstart on a budget of seconds: every step is there, and the walks and searches are most.
@@ -172,8 +174,9 @@ def main() -> int:
         if run.code == -9:
             kills, here = kills + 1, here + 1
             fell[run.where] += 1
-            if (output / "manifest.json").exists() and run.where != "report":
-                mismatches.append(f"kill {kills}: a manifest was there before the end")
+            # A manifest says that the build is finished: then everything has to be there.
+            if (output / "manifest.json").exists() and (wrong := check_manifest(output)):
+                mismatches.append(f"kill {kills}: a manifest, though {wrong[0]}")
             print(f"kill {kills:3} in {run.where} after {run.seconds:.1f} s", flush=True)
             continue
         builds += 1
