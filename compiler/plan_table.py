@@ -63,6 +63,12 @@ def render_plan(recipe: Recipe, subject: Subject, plan: Plan, console: Console) 
     blanks = ["", ""] if roomy else [""]
     table.add_row("total", *blanks, f"{forwards:,}", _bytes(memory), _bytes(disk), style="bold")
     console.print(table)
+    console.print(
+        "Costs are estimates; memory is that of weights, activations and matrices, beyond what "
+        "Python and PyTorch take themselves.",
+        style="dim",
+        soft_wrap=True,
+    )
 
 
 def _bytes(value: int) -> str:

@@ -45,7 +45,7 @@ the weights as `modeling_prunec_llama.py`; read it, then
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", trust_remote_code=True)
 ```
 
 Where prunec is installed, no remote code is needed: `import prunec.exporters.hf` first.
