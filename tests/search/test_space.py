@@ -176,7 +176,7 @@ def _random_path(budget: Budget, rng: np.random.Generator, centre: Shape) -> tup
     facts = budget.facts
     kv, per = facts.kv_heads, facts.query_heads // facts.kv_heads
     path = [(kv * per, kv)]
-    for goal_kv, goal_per in ((centre[1], centre[0] // max(centre[1], 1)), (0, 1)):
+    for goal_kv, goal_per in ((centre[1], centre[0] // centre[1] if centre[1] else 1), (0, 1)):
         while kv > goal_kv or (kv and per > goal_per):
             if per > goal_per and (kv <= goal_kv or rng.random() < 0.5):
                 per -= 1
