@@ -129,6 +129,17 @@ def test_attention_and_mlp_are_cut_in_about_the_same_proportion() -> None:
             assert mlp == pytest.approx(1 - sparsity, abs=0.1)
 
 
+def test_whole_groups_go_rather_than_a_head_of_each() -> None:
+    facts = _facts(hidden_size=256, intermediate_size=704, num_hidden_layers=8, head_dim=32)
+    layout = Budget(facts, 0.375, 16, False, _rules(facts, False)).uniform_layout()
+    # (4, 4) is nearer to 62.5 % of the attention's parameters, but thins every group.
+    assert {(spec.query_heads, spec.kv_heads) for spec in layout} == {(6, 3)}
+    # With a single group there is nothing but thinning it.
+    facts = _facts(hidden_size=256, intermediate_size=704, head_dim=32, num_key_value_heads=1)
+    layout = Budget(facts, 0.5, 16, False, _rules(facts, False)).uniform_layout()
+    assert 1 < layout[0].query_heads < facts.query_heads
+
+
 def test_what_no_layout_can_reach_is_refused() -> None:
     facts = _facts(intermediate_size=48)
     budget = Budget(facts, 0.999, 16, True, _rules(facts, True))
