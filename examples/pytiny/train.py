@@ -58,7 +58,8 @@ meant to be useful for writing code.
 | held-out perplexity | **{perplexity:.2f}** per token ({held_out_tokens:,} evaluation tokens) |
 
 Reproduce it, up to the speed of the machine, with `python examples/pytiny/train.py --minutes
-{minutes:.0f} --seed {seed}`. The schedule follows the wall clock.
+{minutes:.0f} --seed {seed}`. The schedule follows the wall clock: a machine
+that does other work meanwhile sees fewer tokens.
 
 ## What was held out
 
@@ -86,7 +87,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=90.0, help="wall-clock time of training")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=HERE / "work", help="checkpoints and tokens")
+    parser.add_argument(
+        "--work", type=Path, default=HERE / "checkpoints", help="checkpoints and tokens"
+    )
     parser.add_argument("--output", type=Path, default=HERE, help="where the finished model goes")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
