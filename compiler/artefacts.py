@@ -16,7 +16,7 @@ from prunec.compiler.layer_store import load_cut
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import LayerSpec
 from prunec.compiler.plan import Step, digest
-from prunec.compiler.steps import Context, Progress, Summary
+from prunec.compiler.steps.context import Context, Progress, Summary
 from prunec.compiler.store import Entry, LostResultError, file_sha256, sync_tree
 from prunec.exporters import EXPORTERS
 from prunec.exporters.artefact import Provenance

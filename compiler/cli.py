@@ -66,7 +66,7 @@ def build(
         from prunec.compiler.driver import build as run_build
         from prunec.compiler.planner import make_plan
         from prunec.compiler.progress import Narrator
-        from prunec.compiler.steps import Context
+        from prunec.compiler.steps.context import Context
         from prunec.compiler.store import Store
         from prunec.compiler.subject import subject_for_build
         from prunec.validators.tables import render_table

@@ -35,7 +35,8 @@ from prunec.compiler.model.errors import ModelError
 from prunec.compiler.plan import Step
 from prunec.compiler.progress import Narrator
 from prunec.compiler.reporting import FinishedStep, report_of
-from prunec.compiler.steps import RUNNERS, Context, Progress, Summary
+from prunec.compiler.steps import RUNNERS
+from prunec.compiler.steps.context import Context, Progress, Summary
 from prunec.compiler.store import Entry, LostResultError, write_text
 from prunec.exporters import EXPORTERS
 from prunec.validators.errors import ValidationError

@@ -14,7 +14,7 @@ from prunec.compiler.model.layout import (
     total_parameters,
 )
 from prunec.compiler.plan import Plan
-from prunec.compiler.planner import Subject
+from prunec.compiler.plan_builder import Subject
 from prunec.compiler.recipe import Recipe
 
 

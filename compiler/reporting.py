@@ -19,7 +19,7 @@ from prunec.compiler.model.layout import (
     prunable_parameters,
     total_parameters,
 )
-from prunec.compiler.steps import Context, Summary
+from prunec.compiler.steps.context import Context, Summary
 from prunec.validators.gates import Gate, judge_max_ratio
 from prunec.validators.perplexity import ratio_interval
 from prunec.validators.results import (

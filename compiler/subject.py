@@ -13,7 +13,7 @@ from prunec.compiler.model.facts import Facts, facts_from_config
 from prunec.compiler.model.folder import facts_from_folder
 from prunec.compiler.model.headers import INDEX, read_json, shard_names
 from prunec.compiler.plan import digest
-from prunec.compiler.planner import Subject
+from prunec.compiler.plan_builder import Subject
 from prunec.compiler.recipe import ModelSpec
 from prunec.exporters import EXPORTERS
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +20,12 @@ class Space:
     budget: Budget
     paths: tuple[tuple[Shape, ...], ...]
 
+    @property
+    def groups(self) -> list[range]:
+        """Layers that have to change together: each on its own, or all of them."""
+        layers = len(self.paths)
+        return [range(layers)] if self.budget.tied else [range(i, i + 1) for i in range(layers)]
+
     def mutate(
         self, parent: Candidate, step: int, rng: np.random.Generator, most: int
     ) -> Candidate | None:
@@ -30,9 +35,8 @@ class Space:
         An attention level is one shape along the path, an MLP level `step` neurons. MLP widths
         then absorb what is left over, so that every candidate has the size asked for.
         """
-        layers = len(parent.widths)
         # Sites: 0 … n-1 attention of a layer, n … 2n-1 its MLP; tied layers move as one.
-        groups = [range(layers)] if self.budget.tied else [range(i, i + 1) for i in range(layers)]
+        groups = self.groups
         child = parent
         for _ in range(min(rng.integers(1, most + 1), rng.integers(1, most + 1))):
             donor, receiver = rng.choice(2 * len(groups), size=2, replace=False)
@@ -42,7 +46,7 @@ class Space:
                     child = self._move_attention(child, layer_group, direction)
                 else:
                     child = self._move_mlp(child, layer_group, direction * step)
-        return self._balance(child, groups, step, rng)
+        return self.balanced(child, step, rng)
 
     def _move_attention(self, candidate: Candidate, layers: range, direction: int) -> Candidate:
         shapes = list(candidate.shapes)
@@ -59,10 +63,12 @@ class Space:
             widths[layer] = min(legal, key=lambda width: (abs(width - wanted), width))
         return replace(candidate, widths=tuple(widths))
 
-    def _balance(
-        self, candidate: Candidate, groups: Sequence[range], step: int, rng: np.random.Generator
+    def balanced(
+        self, candidate: Candidate, step: int, rng: np.random.Generator
     ) -> Candidate | None:
-        budget = self.budget
+        """The candidate with MLP widths moved, a step a layer at most, until it has the size asked
+        for; None if they cannot absorb what is missing."""
+        budget, groups = self.budget, self.groups
         per_neuron = budget.mlp_size(budget.facts.ffn) / budget.facts.ffn
         for group in rng.permutation(len(groups)):
             excess = budget.size(candidate) - budget.parameters

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train pytiny: a 7-million-parameter Llama of Python code, on the standard library at hand.
+"""Train one of the example models, small Llamas of Python code, on the standard library at hand.
 
-    python examples/pytiny/train.py --minutes 90
+    python examples/train.py pytiny --minutes 100
 
 Nothing is downloaded. The text is the standard library of the interpreter that runs this file,
 its own tests included where they are installed; the modules that prunec searches and evaluates
 on, and their tests, are held out (`prunec.compiler.calibration.python_stdlib`). The schedule
 follows the wall clock, so a slower machine sees fewer tokens and still ends its cosine. Killed,
-it goes on from the last checkpoint in `--work`; finished, it writes the model beside this file.
+it goes on from the last checkpoint in `--work`; finished, it writes the model to its folder.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import platform
 import sysconfig
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -34,6 +35,34 @@ LIBRARY_REPEATS = 2  # library modules are seen twice for every pass over the te
 
 PROMPT = "def parse(self, line):\n"
 
+#: Two models of other shapes, so that no finding rests on one alone.
+SHAPES: dict[str, dict[str, Any]] = {
+    "pytiny": {
+        "hidden_size": 256,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "intermediate_size": 704,
+        "tie_word_embeddings": True,
+    },
+    "pydeep": {
+        "hidden_size": 128,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "intermediate_size": 352,
+        "tie_word_embeddings": False,
+    },
+}
+PURPOSES = {
+    "pytiny": "It is the model of prunec's quickstart and of its tests; it is not meant to be\n"
+    "useful for writing code.",
+    "pydeep": "It is there so that benchmarks do not rest on pytiny alone: deeper, without\n"
+    "grouped queries, its embeddings untied.",
+}
+
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -41,15 +70,14 @@ license: psf-2.0
 tags: [python, tiny, llama]
 ---
 
-# pytiny
+# {name}
 
-A Llama of 6,951,168 parameters that writes Python, small enough to ship inside a project and to be
-pruned in minutes on a laptop. It is the model of prunec's quickstart and of its tests; it is not
-meant to be useful for writing code.
+A Llama of {parameters:,} parameters that writes Python, small enough to be pruned in minutes on a
+laptop. {purpose}
 
 | | |
 | --- | --- |
-| architecture | Llama: 8 layers, hidden 256, 8 query and 4 KV heads of 32, FFN 704, tied |
+| architecture | {architecture} |
 | tokenizer | byte-level BPE, 4,096 tokens, trained on the same text |
 | weights | bfloat16 safetensors |
 | text | the standard library of Python {python} and its own tests; nothing was downloaded |
@@ -57,9 +85,9 @@ meant to be useful for writing code.
 | training | {minutes:.0f} minutes on two CPU cores, seed {seed}, torch {torch} |
 | held-out perplexity | **{perplexity:.2f}** per token ({held_out_tokens:,} evaluation tokens) |
 
-Reproduce it, up to the speed of the machine, with `python examples/pytiny/train.py --minutes
-{minutes:.0f} --seed {seed}`. The schedule follows the wall clock: a machine
-that does other work meanwhile sees fewer tokens.
+Reproduce it, up to the speed of the machine, with `python examples/train.py {name} --minutes
+{minutes:.0f} --seed {seed}`. The schedule follows the wall clock: a machine that does other work
+meanwhile sees fewer tokens.
 
 ## What was held out
 
@@ -85,13 +113,15 @@ The text is Python's own, under the PSF licence; the weights are derived from it
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=SHAPES)
     parser.add_argument("--minutes", type=float, default=90.0, help="wall-clock time of training")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--work", type=Path, default=HERE / "checkpoints", help="checkpoints and tokens"
-    )
-    parser.add_argument("--output", type=Path, default=HERE, help="where the finished model goes")
+    parser.add_argument("--work", type=Path, help="checkpoints and tokenizer (its checkpoints/)")
+    parser.add_argument("--output", type=Path, help="where the finished model goes (its folder)")
     args = parser.parse_args()
+    args.output = args.output or HERE / args.name
+    args.work = args.work or HERE / args.name / "checkpoints"
+    args.output.mkdir(parents=True, exist_ok=True)
     args.work.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(args.seed)
@@ -101,14 +131,19 @@ def main() -> None:
     held_out = tokenize(tokenizer, held_out_texts("evaluation"), seed=None)
     print(f"{len(stream):,} training tokens a pass, {len(held_out):,} held out", flush=True)
 
-    model = LlamaForCausalLM(architecture())
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    model = LlamaForCausalLM(architecture(args.name))
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{parameters:,} parameters", flush=True)
     tokens_seen = train(model, stream, held_out, args)
     model = model.to(torch.bfloat16)  # what is published is what is measured
     loss = held_out_loss(model, held_out)
     save(model, tokenizer, args.output)
     print(f"held-out perplexity {math.exp(loss):.2f} after {tokens_seen:,} tokens", flush=True)
     card = CARD.format(
+        name=args.name,
+        purpose=PURPOSES[args.name],
+        architecture=described(model.config),
+        parameters=parameters,
         perplexity=math.exp(loss),
         held_out_tokens=len(held_out),
         tokens_seen=tokens_seen,
@@ -124,19 +159,22 @@ def main() -> None:
     (args.output / "README.md").write_text(card, encoding="utf-8")
 
 
-def architecture() -> LlamaConfig:
+def architecture(name: str) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=4096,
-        hidden_size=256,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=32,
-        intermediate_size=704,
         max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=0,
+        **SHAPES[name],
+    )
+
+
+def described(config: LlamaConfig) -> str:
+    return (
+        f"Llama: {config.num_hidden_layers} layers, hidden {config.hidden_size}, "
+        f"{config.num_attention_heads} query and {config.num_key_value_heads} KV heads of "
+        f"{config.head_dim}, FFN {config.intermediate_size}, "
+        f"{'tied' if config.tie_word_embeddings else 'untied'}"
     )
 
 

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Search for the layout over supernets of exactly solved levels; the winner is solved anew."""
+
+from __future__ import annotations
+
+from prunec.compiler.diagnostics import RecipeProblemError
+from prunec.compiler.model.layout import Layout
+from prunec.compiler.plan import Cost
+from prunec.compiler.plan_builder import PlanBuilder, plain
+from prunec.compiler.recipe import TyrMethod
+
+#: Most likely tokens of the dense model that are kept apart when distributions are compared.
+TOP_K = 512
+
+
+def plan(steps: PlanBuilder, start: Layout) -> str:
+    """Rounds of supernet and search, each around the last one's winner; then resolve."""
+    method, search, facts = steps.recipe.method, steps.recipe.search, steps.facts
+    assert isinstance(method, TyrMethod) and search is not None
+    tokens = steps.count("search-tokens")
+    top = min(TOP_K, facts.vocab_size)
+    steps.add(
+        "teacher",
+        "teacher",
+        "next-token distributions of the dense model",
+        steps.model | {"top_k": top},
+        {"tokens": "search-tokens"},
+        Cost(
+            token_forwards=tokens,
+            memory_bytes=steps.estimate.teacher_bytes(tokens, top) + steps.estimate.layer_bytes,
+            disk_bytes=steps.estimate.teacher_bytes(tokens, top),
+        ),
+    )
+    left = search.budget.token_forwards - tokens
+    if left < method.rounds * tokens:
+        raise RecipeProblemError(
+            "search.budget.token_forwards",
+            f"search.budget.token_forwards is {search.budget.token_forwards:,}; "
+            f"{method.rounds} rounds on {tokens:,} tokens take at least "
+            f"{(method.rounds + 1) * tokens:,}",
+            hint="raise the budget, or lower search.tokens or method.rounds",
+        )
+    layout_of = ""
+    for number in range(1, method.rounds + 1):
+        centre = plain(start) if number == 1 else None
+        inputs = {"tokens": "calibration-tokens"} | ({"centre": layout_of} if layout_of else {})
+        steps.add(
+            f"supernet-{number}",
+            "supernet",
+            "solve every size of every layer"
+            + (" around the last winner" if layout_of else " around the uniform layout"),
+            # Fitted to the dense model's activations, levels near the centre would look better
+            # than they are beside the others.
+            steps.model
+            | steps.solver()
+            | {"dense_target": 0.0}
+            | ({"centre": centre} if centre else {})
+            | steps.budget(),
+            inputs,
+            steps.walk(0.0, steps.estimate.nested_bytes),
+        )
+        step = steps.neurons(method.first_step / 2 ** (number - 1))
+        share = left // method.rounds
+        steps.add(
+            f"search-{number}",
+            "search",
+            f"move capacity between sublayers, {step} neurons or one attention level at a time",
+            steps.model
+            | steps.budget()
+            | {
+                "offspring": method.offspring,
+                "step": step,
+                "token_forwards": share,
+                "seed": [search.seed, number],
+            },
+            {"supernet": f"supernet-{number}", "teacher": "teacher", "tokens": "search-tokens"},
+            Cost(token_forwards=share, memory_bytes=steps.estimate.nested_bytes),
+        )
+        layout_of = f"search-{number}"
+    steps.add(
+        "resolve",
+        "resolve",
+        "fit the winner once more, layer by layer, to the inputs it really sees",
+        steps.model | steps.solver(),
+        {"tokens": "calibration-tokens", "layout": layout_of},
+        steps.walk(steps.solver()["dense_target"], steps.estimate.weight_bytes(start)),
+    )
+    return "resolve"

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adds the steps of a plan one by one; each names the earlier steps that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunec.compiler.estimates import Estimates
+from prunec.compiler.model.facts import Facts
+from prunec.compiler.model.layout import Layout
+from prunec.compiler.plan import Cost, Step, digest
+from prunec.compiler.recipe import MagnitudeMethod, Recipe
+
+#: Raised when the code behind a kind of step changes what it writes.
+VERSIONS = {
+    "tokens": 1,
+    "teacher": 1,
+    "supernet": 1,
+    "search": 1,
+    "resolve": 1,
+    "export": 1,
+    "measure": 1,
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model of a recipe, as far as planning knows it.
+
+    folder: where its checkpoint lies, None while only its config is known
+    identity: changes when the checkpoint does
+    """
+
+    facts: Facts
+    folder: Path | None
+    identity: str
+
+
+class PlanBuilder:
+    """The steps so far, and what the parameters of most steps have in common."""
+
+    def __init__(self, recipe: Recipe, subject: Subject) -> None:
+        self.recipe = recipe
+        self.facts = subject.facts
+        self.identity = subject.identity
+        self.steps: list[Step] = []
+        self.estimate = Estimates(subject.facts, recipe.model.dtype)
+        self.model = {"identity": subject.identity, "dtype": recipe.model.dtype}
+
+    def add(
+        self,
+        name: str,
+        kind: str,
+        why: str,
+        params: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        cost: Cost,
+    ) -> None:
+        fingerprints = {step.name: step.fingerprint for step in self.steps}
+        read = {role: fingerprints[step] for role, step in inputs.items()}
+        fingerprint = digest([kind, VERSIONS[kind], dict(params), read])
+        self.steps.append(Step(name, kind, why, dict(params), dict(inputs), fingerprint, cost))
+
+    def solver(self) -> dict[str, Any]:
+        """How local problems are posed, as parameters of a walk."""
+        method = self.recipe.method
+        assert not isinstance(method, MagnitudeMethod)  # it solves nothing
+        return {
+            "solver": "least_squares",
+            "damping": method.damping,
+            "dense_target": method.dense_target,
+        }
+
+    def budget(self) -> dict[str, Any]:
+        """What decides which layouts are legal, as parameters of a search."""
+        target = self.recipe.target
+        return {
+            "sparsity": target.sparsity,
+            "multiple_of": target.multiple_of,
+            "tied": target.layout == "uniform",
+            "exports": [export.kind for export in self.recipe.export],
+        }
+
+    def walk(self, dense_target: float, disk_bytes: int) -> Cost:
+        """What a walk over the calibration tokens costs."""
+        return self.estimate.walk(self.count("calibration-tokens"), dense_target, disk_bytes)
+
+    def count(self, name: str) -> int:
+        """Tokens that an earlier step draws."""
+        params = next(step for step in self.steps if step.name == name).params
+        return int(params["windows"] * params["length"])
+
+    def neurons(self, share: float) -> int:
+        """A share of the MLP's width in whole multiples of the legal step, at least one."""
+        multiple = self.recipe.target.multiple_of
+        return multiple * max(1, round(share * self.facts.ffn / multiple))
+
+
+def plain(layout: Layout) -> list[list[int]]:
+    """A layout as parameters of a step."""
+    return [[spec.query_heads, spec.kv_heads, spec.ffn] for spec in layout]

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How each kind of step of a plan is carried out: from the store, through a pass, to the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from prunec.compiler.plan import Step
+from prunec.compiler.steps.context import Context, Progress, Summary
+from prunec.compiler.steps.search import run_search
+from prunec.compiler.steps.teacher import run_teacher
+from prunec.compiler.steps.tokens import run_tokens
+from prunec.compiler.steps.walks import run_resolve, run_supernet
+from prunec.compiler.store import Entry
+
+RUNNERS: Mapping[str, Callable[[Context, Step, Entry, Progress], Summary]] = {
+    "tokens": run_tokens,
+    "teacher": run_teacher,
+    "supernet": run_supernet,
+    "search": run_search,
+    "resolve": run_resolve,
+}

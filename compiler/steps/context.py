@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the steps of a build share, and how they read each other's results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from prunec.compiler.diagnostics import BuildError
+from prunec.compiler.model.checkpoint import Checkpoint
+from prunec.compiler.model.decoder import Decoder
+from prunec.compiler.model.layout import LayerSpec, Layout
+from prunec.compiler.plan import Plan, Step
+from prunec.compiler.plan_builder import Subject
+from prunec.compiler.recipe import Recipe
+from prunec.compiler.store import Entry, Store
+
+#: Called with (done, of, note) while a step runs.
+Progress = Callable[[int, int, str], None]
+
+Summary = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the steps of one build share."""
+
+    recipe: Recipe
+    recipe_text: str
+    base: Path  # the recipe's folder
+    folder: Path  # the dense model's checkpoint
+    output: Path
+    subject: Subject
+    plan: Plan
+    store: Store
+
+    def entry(self, step: Step, role: str) -> Entry:
+        """What the step that plays a role among a step's inputs has made."""
+        return self.store.entry(self.plan.step(step.inputs[role]).fingerprint)
+
+    def found(self, step: Step, role: str) -> Summary:
+        """The summary of the step that plays a role among a step's inputs; steps run in order."""
+        return self.entry(step, role).found()
+
+    def ids(self, step: Step, role: str = "tokens") -> Tensor:
+        """[windows, length] token ids that a step reads."""
+        return self.entry(step, role).require_tensors("ids")[0]["ids"]
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        dtype = getattr(torch, self.recipe.model.dtype)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return Decoder(Checkpoint(self.folder, self.subject.facts), dtype, device)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        try:
+            return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise BuildError(f"the tokenizer in {self.folder} does not load: {error}") from None
+
+
+def layout_of(context: Context, step: Step, role: str) -> Layout:
+    """A layout from a step's parameters, or from the search that plays the role in its inputs."""
+    plain = context.found(step, role)["layout"] if role in step.inputs else step.params[role]
+    head_dim = context.subject.facts.head_dim
+    return tuple(LayerSpec(queries, kv, head_dim, ffn) for queries, kv, ffn in plain)
+
+
+def plain_layout(layout: Layout) -> list[list[int]]:
+    return [[spec.query_heads, spec.kv_heads, spec.ffn] for spec in layout]

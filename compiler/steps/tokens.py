@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text becomes windows of token ids."""
+
+from __future__ import annotations
+
+from prunec.compiler.calibration import sources
+from prunec.compiler.calibration.windows import draw_windows
+from prunec.compiler.diagnostics import BuildError
+from prunec.compiler.plan import Step
+from prunec.compiler.steps.context import Context, Progress, Summary
+from prunec.compiler.store import Entry
+
+
+def run_tokens(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
+    params, tokenizer = step.params, context.tokenizer
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise BuildError(f"the tokenizer in {context.folder} names no end-of-text token")
+    wanted = params["total"] * params["length"]
+    seen = 0
+
+    def encode(text: str) -> list[int]:
+        nonlocal seen
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        seen += len(ids)
+        progress(min(seen, wanted), wanted, "tokens read")
+        return ids
+
+    ids = draw_windows(
+        sources.documents(params["source"], params["seed"], context.base),
+        encode,
+        end,
+        windows=params["windows"],
+        length=params["length"],
+        seed=params["seed"],
+        skip=params["skip"],
+        total=params["total"],
+    )
+    entry.save_tensors("ids", {"ids": ids})
+    return {"tokens": ids.numel()}

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Walks through the model: every size of every layer, or the one that was chosen."""
+
+from __future__ import annotations
+
+import torch
+
+from prunec.compiler.estimates import walk_forwards
+from prunec.compiler.layer_store import StoredLayers, save_cut
+from prunec.compiler.model.layout import Layout
+from prunec.compiler.passes.magnitude import prune_by_magnitude
+from prunec.compiler.passes.sequential import Solver, prune_sequentially
+from prunec.compiler.plan import Step
+from prunec.compiler.steps.context import Context, Progress, Summary, layout_of, plain_layout
+from prunec.compiler.store import Entry
+from prunec.compiler.target import budget_of
+
+
+@torch.no_grad()
+def run_supernet(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
+    layout = layout_of(context, step, "centre")
+    waypoints: list[tuple[int, int]] = []
+    if step.params["tied"]:
+        budget = budget_of(context.recipe, context.subject.facts)
+        waypoints = budget.tied_path((layout[0].query_heads, layout[0].kv_heads))
+    return _walk(context, step, entry, progress, layout, waypoints, with_nested=True)
+
+
+@torch.no_grad()
+def run_resolve(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
+    layout = layout_of(context, step, "layout")
+    if step.params["solver"] == "least_squares":
+        summary = _walk(context, step, entry, progress, layout, [], with_nested=False)
+    else:
+        for index, spec in enumerate(layout):
+            tensors = context.decoder.layer_tensors(index)
+            save_cut(entry, index, prune_by_magnitude(context.subject.facts, tensors, spec))
+            progress(index + 1, len(layout), "layers")
+        summary = {"token_forwards": 0}
+    return summary | {"layout": plain_layout(layout)}
+
+
+def _walk(
+    context: Context,
+    step: Step,
+    entry: Entry,
+    progress: Progress,
+    layout: Layout,
+    waypoints: list[tuple[int, int]],
+    *,
+    with_nested: bool,
+) -> Summary:
+    ids = context.ids(step)
+    prune_sequentially(
+        context.decoder,
+        ids,
+        layout,
+        Solver(step.params["damping"], step.params["dense_target"]),
+        StoredLayers(entry, context.decoder.device, with_nested),
+        waypoints=waypoints,
+        on_layer=lambda done: progress(done, len(layout), "layers"),
+    )
+    return {
+        "token_forwards": walk_forwards(step.params["dense_target"]) * ids.numel(),
+        "layout": plain_layout(layout),
+    }
