@@ -15,15 +15,14 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from builds import QUICKSTART, ROOT, BuildFailedError, build, spread
 
 #: What takes a recipe for `tyr` to one for the method; a section that is not read is refused.
 METHODS: dict[str, list[str]] = {
@@ -76,22 +75,8 @@ def settings_of(method: str, sparsity: float, seed: int | None, given: Sequence[
     return settings
 
 
-def build(recipe: Path, output: Path, settings: Iterable[str]) -> dict[str, Any]:
-    """The report of a build, which may have failed its gates: they are not what is compared."""
-    command = [sys.executable, "-m", "prunec.compiler", "build", str(recipe)]
-    command += ["--output", str(output), "--json"]
-    command += [part for setting in settings for part in ("--set", setting)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode not in (0, 1):
-        sys.exit(f"{' '.join(command)}\nended with exit code {done.returncode}:\n{done.stderr}")
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
-
-
 def result_of(method: str, sparsity: float, seed: int | None, report: dict[str, Any]) -> Result:
     perplexity, search = report["perplexity"], report["search"]
-    if perplexity is None or perplexity["ratio"] is None:
-        sys.exit(f"{method} at {sparsity}: no finite perplexity was measured")
     return Result(
         method=method,
         sparsity=sparsity,
@@ -105,12 +90,6 @@ def result_of(method: str, sparsity: float, seed: int | None, report: dict[str, 
         token_forwards=report["cost"]["token_forwards"],
         seconds=report["cost"]["seconds"],
     )
-
-
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean ± standard deviation; the value alone if there is one."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def wins(method: str, results: Sequence[Result]) -> str:
@@ -156,7 +135,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.25, 0.375, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "quickstart.yaml")
+    parser.add_argument("--recipe", type=Path, default=QUICKSTART)
     parser.add_argument(
         "--set",
         action="append",
@@ -181,7 +160,10 @@ def main() -> None:
         began = time.monotonic()
         name = f"{method}-{sparsity:g}" + ("" if seed is None else f"-{seed}")
         settings = settings_of(method, sparsity, seed, arguments.given)
-        report = build(arguments.recipe, arguments.work / name, settings)
+        try:
+            report = build(arguments.recipe, arguments.work / name, settings).report
+        except BuildFailedError as error:
+            sys.exit(str(error))
         result = result_of(method, sparsity, seed, report)
         results.append(result)
         took = time.monotonic() - began

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunec.compiler.layer_store import load_cut
 from prunec.compiler.model.facts import Facts
-from prunec.compiler.model.layout import LayerSpec
+from prunec.compiler.model.layout import layout_from_plain
 from prunec.compiler.plan import Step, digest
 from prunec.compiler.steps.context import Context, Progress, Summary
 from prunec.compiler.store import Entry, LostResultError, file_sha256, sync_tree
@@ -30,7 +30,7 @@ def run_export(context: Context, step: Step, entry: Entry, progress: Progress) -
     facts, recipe = context.subject.facts, context.recipe
     layers = context.entry(step, "layers")
     plain = context.found(step, "layers")["layout"]
-    layout = tuple(LayerSpec(q, kv, facts.head_dim, ffn) for q, kv, ffn in plain)
+    layout = layout_from_plain(plain, facts.head_dim)
     kind = step.params["kind"]
     writer = EXPORTERS[kind].load()
 

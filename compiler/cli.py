@@ -29,6 +29,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+#: Spread of repeated measurements, as a share of the median, from which on it is mentioned.
+RESTLESS = 0.2
+
 #: Exit code of a command that Ctrl-C has stopped.
 INTERRUPTED = 130
 _INTERRUPTION = "interrupted; the same command goes on where it stopped\n"
@@ -111,6 +114,69 @@ def plan(recipe: RecipeArgument, set_: SetOption = None, as_json: JsonOption = F
         _print_json(made.as_dict())
     else:
         render_plan(loaded, subject, made, _stdout())
+
+
+@app.command()
+def profile(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE|MODEL", help="A recipe, a model's folder, or its hub id."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the table goes.  [default: what the recipe names, or latency.json]",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the weights.  [default: the recipe's, or bfloat16]")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 ….  [default: a GPU if there is one]")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of a prefill, and in the cache when decoding.")
+    ] = 512,
+    repeats: Annotated[int, typer.Option(min=1, help="Samples of each part.")] = 30,
+) -> None:
+    """Measure what a model's layers take here at every size: the table of target.speedup."""
+    from prunec.compiler.profile_command import is_model, request
+
+    path = model if is_model(model) else find_recipe(model)
+    asked = request(path, dtype)
+
+    with _leaving_at_once():
+        from prunec.compiler.latency_table import render_latency
+        from prunec.compiler.profiler import find_device
+        from prunec.compiler.profiler import profile as measure
+        from prunec.compiler.progress import Narrator
+        from prunec.compiler.subject import subject_for_plan
+
+    with _placed(path, []):
+        facts = subject_for_plan(asked.model).facts
+    destination = output or asked.output
+    if not destination.absolute().parent.is_dir():
+        raise UserError(Diagnostic(f"--output: there is no folder {destination.parent}"))
+    where = find_device(device)
+    with Narrator(_stderr()).step("profile") as update:
+        latency = measure(
+            facts,
+            asked.model.dtype,
+            where,
+            batch=batch,
+            tokens=tokens,
+            multiple_of=asked.multiple_of,
+            repeats=repeats,
+            on_progress=lambda done, of: update(done, of, "samples"),
+        )
+    latency.save(destination)
+    render_latency(facts, latency, _stdout())
+    said = f"written to {destination}"
+    if latency.spread > RESTLESS:
+        said += "; the machine was busy, and a table from an idle one would be more exact"
+    _stderr().print(said, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -208,7 +274,7 @@ def _placed(path: Path, overrides: list[str]) -> Iterator[None]:
     try:
         yield
     except RecipeProblemError as error:
-        where = place_of(path, overrides, error.key)
+        where = place_of(path, overrides, error.key) if path.is_file() else None
         raise UserError(Diagnostic(error.message, where, error.hint)) from None
 
 

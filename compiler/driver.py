@@ -176,13 +176,13 @@ def _headline(step: Step, found: Summary) -> str:
     """A step's result in one line."""
     if step.kind == "tokens":
         return f"{found['tokens']:,} tokens of {describe_source(step.params['source'])}"
-    if step.kind == "search":
+    if step.kind in ("search", "published-search"):
         first, last = found["history"][0], found["history"][-1]
         return (
             f"divergence {first['divergence']:.4f} → {last['divergence']:.4f} nats/token in "
             f"{last['generation']} generations, {found['token_forwards']:,} token-forwards"
         )
-    if step.kind in ("supernet", "resolve"):
+    if step.kind in ("supernet", "resolve", "published-layers"):
         return f"{len(found['layout'])} layers"
     if step.kind == "export":
         return f"{found['parameters']:,} parameters, {found['weight_bytes']:,} bytes of weights"

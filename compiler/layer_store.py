@@ -47,6 +47,8 @@ def save_cut(entry: Entry, index: int, cut: CutLayer) -> None:
         "kv_heads": list(selection.kv_heads),
         "neurons": list(selection.neurons),
     }
+    if selection.query_groups:
+        units["query_groups"] = list(selection.query_groups)
     entry.save_tensors(f"layer-{index}", cut.tensors, units)
 
 
@@ -69,10 +71,13 @@ def save_nested(entry: Entry, index: int, nested: NestedLayer) -> None:
         tensors[f"{name}.order"] = solution.order
         tensors[f"{name}.factor"] = solution.factor.float()
         tensors[f"{name}.projected"] = solution.projected.float()
-    states = [[list(queries), list(kv)] for queries, kv in nested.attention.path.states]
-    entry.save_tensors(
-        f"nested-{index}", tensors, {"states": states, "head_dim": nested.attention.head_dim}
-    )
+    facts = {
+        "states": [[list(queries), list(kv)] for queries, kv in nested.attention.path.states],
+        "head_dim": nested.attention.head_dim,
+        "attention_energy": nested.attention.stream_energy,
+        "mlp_energy": nested.mlp.stream_energy,
+    }
+    entry.save_tensors(f"nested-{index}", tensors, facts)
 
 
 def load_nested(entry: Entry, index: int, device: torch.device) -> NestedLayer:
@@ -86,5 +91,6 @@ def load_nested(entry: Entry, index: int, device: torch.device) -> NestedLayer:
     attention = solution("attention")
     path = HeadPath(states, attention.order)
     return NestedLayer(
-        NestedAttention(facts["head_dim"], path, attention), NestedMLP(solution("mlp"))
+        NestedAttention(facts["head_dim"], path, attention, facts["attention_energy"]),
+        NestedMLP(solution("mlp"), facts["mlp_energy"]),
     )

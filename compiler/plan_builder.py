@@ -10,17 +10,21 @@ from typing import Any
 
 from prunec.compiler.estimates import Estimates
 from prunec.compiler.model.facts import Facts
-from prunec.compiler.model.layout import Layout
+from prunec.compiler.model.layout import Layout, plain_layout
 from prunec.compiler.plan import Cost, Step, digest
 from prunec.compiler.recipe import MagnitudeMethod, Recipe
+from prunec.compiler.target import target_params
 
 #: Raised when the code behind a kind of step changes what it writes.
 VERSIONS = {
     "tokens": 1,
     "teacher": 1,
-    "supernet": 1,
-    "search": 1,
-    "resolve": 1,
+    "supernet": 2,
+    "search": 2,
+    "resolve": 2,
+    "published-supernet": 1,
+    "published-search": 1,
+    "published-layers": 1,
     "export": 1,
     "measure": 1,
 }
@@ -72,13 +76,13 @@ class PlanBuilder:
             "solver": "least_squares",
             "damping": method.damping,
             "dense_target": method.dense_target,
+            "first_order": method.first_order,
         }
 
     def budget(self) -> dict[str, Any]:
         """What decides which layouts are legal, as parameters of a search."""
         target = self.recipe.target
-        return {
-            "sparsity": target.sparsity,
+        return target_params(self.recipe) | {
             "multiple_of": target.multiple_of,
             "tied": target.layout == "uniform",
             "exports": [export.kind for export in self.recipe.export],
@@ -99,6 +103,6 @@ class PlanBuilder:
         return multiple * max(1, round(share * self.facts.ffn / multiple))
 
 
-def plain(layout: Layout) -> list[list[int]]:
+def plain(layout: Layout) -> list[list[Any]]:
     """A layout as parameters of a step."""
-    return [[spec.query_heads, spec.kv_heads, spec.ffn] for spec in layout]
+    return plain_layout(layout)

@@ -16,6 +16,7 @@ from prunec.compiler.model.layout import (
 from prunec.compiler.plan import Plan
 from prunec.compiler.plan_builder import Subject
 from prunec.compiler.recipe import Recipe
+from prunec.compiler.target import describe_target
 
 
 def render_plan(recipe: Recipe, subject: Subject, plan: Plan, console: Console) -> None:
@@ -23,7 +24,6 @@ def render_plan(recipe: Recipe, subject: Subject, plan: Plan, console: Console) 
     facts = subject.facts
     dense = dense_layout(facts)
     prunable = prunable_parameters(facts, dense)
-    target = round((1 - recipe.target.sparsity) * prunable)
     total = total_parameters(facts, dense)
     console.print(
         f"{recipe.model.source}: {total:,} parameters, {prunable:,} of them prunable, "
@@ -33,8 +33,7 @@ def render_plan(recipe: Recipe, subject: Subject, plan: Plan, console: Console) 
         soft_wrap=True,
     )
     console.print(
-        f"target: {total - prunable + target:,} parameters, {target:,} of them prunable "
-        f"({recipe.target.sparsity:.1%} removed), layout {recipe.target.layout}, "
+        f"target: {describe_target(recipe, facts)}, layout {recipe.target.layout}, "
         f"method {recipe.method.kind}",
         highlight=False,
         soft_wrap=True,

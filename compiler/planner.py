@@ -119,10 +119,11 @@ def _start_layout(recipe: Recipe, subject: Subject) -> Layout:
     try:
         return budget_of(recipe, subject.facts).uniform_layout()
     except InfeasibleTargetError as error:
+        key = f"target.{recipe.target.size}"
         raise RecipeProblemError(
-            "target.sparsity",
+            key,
             str(error),
-            hint="lower target.sparsity or target.multiple_of, or use layout: per_layer",
+            hint=f"change {key}, lower target.multiple_of, or use layout: per_layer",
         ) from None
 
 

@@ -4,60 +4,106 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+from prunec.validators.units import count
+
+#: Seconds between the lines that stand in for a bar where there is none.
+LINES_APART = 60.0
+
+_REMEMBERED = 3600.0  # seconds that time left is estimated from: a generation may take minutes
 
 
 class Narrator:
     """Tells of steps. Bars on a terminal; elsewhere, and with PRUNEC_NO_PROGRESS, lines only."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console
+        self._clock = clock
         self._bars = console.is_terminal and not os.environ.get("PRUNEC_NO_PROGRESS")
 
     def say(self, text: str) -> None:
         self.console.print(escape(text), highlight=False, soft_wrap=True)
 
     @contextmanager
-    def step(self, label: str) -> Iterator[StepProgress]:
-        """Show a step's progress while it runs."""
-        if not self._bars:
-            self.console.print(f"  {escape(label)} …", style="dim", highlight=False, soft_wrap=True)
-            yield StepProgress(None, label)
-            return
+    def step(self, label: str) -> Iterator[Callable[[int, int, str], None]]:
+        """Show a step's progress while it runs: what it yields is told done, of, note."""
+        if self._bars:
+            with self._bar(label) as update:
+                yield update
+        else:
+            self._whisper(f"{label} …")
+            yield self._lines(label)
+
+    @contextmanager
+    def _bar(self, label: str) -> Iterator[Callable[[int, int, str], None]]:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TextColumn("[dim]left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[state]}"),
+            _Times(Column(no_wrap=True)),
         )
-        with Progress(*columns, console=self.console, transient=True) as bar:
-            yield StepProgress(bar, label)
+        with Progress(
+            *columns,
+            console=self.console,
+            transient=True,
+            get_time=self._clock,
+            speed_estimate_period=_REMEMBERED,
+        ) as bar:
+            task = bar.add_task(escape(label), total=None, state="")
+
+            def update(done: int, total: int, note: str) -> None:
+                state = escape(_state(done, total, note))
+                bar.update(task, completed=done, total=total, state=state)
+
+            yield update
+
+    def _lines(self, label: str) -> Callable[[int, int, str], None]:
+        due = self._clock() + LINES_APART
+
+        def update(done: int, total: int, note: str) -> None:
+            nonlocal due
+            if self._clock() >= due:
+                self._whisper(f"{label}: {_state(done, total, note)}")
+                due = self._clock() + LINES_APART
+
+        return update
+
+    def _whisper(self, text: str) -> None:
+        self.console.print(f"  {escape(text)}", style="dim", highlight=False, soft_wrap=True)
 
 
-class StepProgress:
-    """The callable that a running step reports to: done, of, note."""
+class _Times(ProgressColumn):
+    """Time taken, and time left where it can be told."""
 
-    def __init__(self, bar: Progress | None, label: str) -> None:
-        self._bar = bar
-        self._task = bar.add_task(escape(label), total=None, note="") if bar else None
+    max_refresh = 0.5
 
-    def __call__(self, done: int, total: int, note: str) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, note=escape(note))
+    def render(self, task: Task) -> Text:
+        left = None if task.total is None else task.time_remaining
+        text = _clock_face(task.elapsed or 0.0)
+        return Text(text if left is None else f"{text}, {_clock_face(left)} left", style="dim")
+
+
+def _state(done: int, total: int, note: str) -> str:
+    """3/8 layers; 164 k/655 k token-forwards."""
+    return f"{_short(done)}/{_short(total)} {note}"
+
+
+def _short(value: int) -> str:
+    return str(value) if value < 10_000 else count(value)
+
+
+def _clock_face(seconds: float) -> str:
+    """71.3 → "1:11"; 3671 → "1:01:11"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -27,6 +27,7 @@ from prunec.compiler.recipe_sources import (
     Split,
     TextSource,
 )
+from prunec.compiler.recipe_target import Speedup, Target
 
 __all__ = [
     "Calibration",
@@ -44,6 +45,7 @@ __all__ = [
     "Search",
     "SearchBudget",
     "Source",
+    "Speedup",
     "Split",
     "Target",
     "TextSource",
@@ -55,7 +57,7 @@ __all__ = [
 ]
 
 
-# --- Model and target ---------------------------------------------------------------------
+# --- Model ----------------------------------------------------------------------------------------
 
 
 HubConfig = Annotated[
@@ -96,22 +98,6 @@ class ModelSpec(Section):
         return path if path.is_absolute() else None
 
 
-class Target(Section):
-    """How much smaller, and in what shape."""
-
-    sparsity: float = Field(
-        gt=0, lt=1, description="Share of the prunable parameters that is physically removed."
-    )
-    layout: Literal["per_layer", "uniform"] = Field(
-        default="per_layer",
-        description="`per_layer`: each layer has a shape of its own. `uniform`: all layers alike, "
-        "so that every runtime loads the model without code.",
-    )
-    multiple_of: int = Field(
-        default=16, ge=1, le=4096, description="FFN widths are multiples of this."
-    )
-
-
 # --- Data, search, export and validation ----------------------------------------------------------
 
 
@@ -133,12 +119,21 @@ class Calibration(Section):
 
 
 class SearchBudget(Section):
-    """What the search may cost."""
+    """What the search may cost: tokens, or time."""
 
-    token_forwards: int = Field(
-        default=2_000_000,
-        ge=1,
-        description="Tokens pushed through the whole model, over all candidates.",
+    minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description="Minutes that comparing candidates may take, instead of `token_forwards`. Two "
+        "builds of the same recipe then differ.",
+    )
+    token_forwards: Annotated[
+        int | None, Field(ge=1), AfterValidator(recipe_checks.unless_minutes)
+    ] = Field(
+        default=None,
+        validate_default=True,
+        description="Tokens pushed through the whole model, over all candidates; 2,000,000 where "
+        "neither is given.",
     )
 
 
@@ -155,6 +150,12 @@ class Search(Section):
     )
     tokens: int = Field(
         default=16_384, ge=1, description="Size of the last selection stage, in tokens."
+    )
+    searcher: Literal["surrogate", "evolutionary", "level_relaxation", "random"] = Field(
+        default="surrogate",
+        description="`surrogate` learns what every sublayer costs and solves for the layout; "
+        "`evolutionary` mutates the best so far, as Týr does; `level_relaxation` descends by "
+        "gradients on mixtures of sizes, then rounds; `random` is the floor to beat.",
     )
     budget: SearchBudget = Field(default=SearchBudget(), description="When the search ends.")
     seed: int | None = Field(

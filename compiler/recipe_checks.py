@@ -57,6 +57,10 @@ def model_source(source: str, info: ValidationInfo) -> str:
     )
 
 
+#: What a search may spend where the recipe says nothing.
+DEFAULT_TOKEN_FORWARDS = 2_000_000
+
+
 def hub_only(value: object, info: ValidationInfo) -> object:
     """Refuses a setting that makes sense only for a model of the hub."""
     source = info.data.get("source")
@@ -65,11 +69,25 @@ def hub_only(value: object, info: ValidationInfo) -> object:
     return value
 
 
+def unless_minutes(token_forwards: int | None, info: ValidationInfo) -> int | None:
+    """The token budget: its default where there is no other, none beside minutes."""
+    if info.data.get("minutes") is None:
+        return token_forwards or DEFAULT_TOKEN_FORWARDS
+    if token_forwards is not None:
+        raise refusal("is given beside minutes; a search has one budget", "remove one of the two")
+    return None
+
+
 def dataset_id(dataset: str) -> str:
     """A dataset's hub id: `org/name`, or the bare name of an old one."""
     if not HUB_ID.fullmatch(dataset) and not HUB_ID.fullmatch(f"org/{dataset}"):
         raise refusal(f"is {quoted(dataset)}; it must be the id of a hub dataset (`org/name`)")
     return dataset
+
+
+def absolute_path(path: Path, info: ValidationInfo) -> Path:
+    """The absolute path of a file that need not exist yet."""
+    return _absolute(str(path), info)
 
 
 def existing_file(path: Path, info: ValidationInfo) -> Path:

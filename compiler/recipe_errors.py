@@ -194,6 +194,8 @@ def _legal(field: FieldInfo | None, path: Path, *, range_only: bool = False) -> 
         return "the path of a file"
     if get_origin(kind) is Literal:
         return _one_of(get_args(kind))
+    if kind is bool:
+        return "true or false"
     if get_origin(kind) is list:
         items = "string" if get_args(kind)[0] is str else "mapping"
         return f"a list of one or more {items}s"

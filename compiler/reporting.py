@@ -12,10 +12,10 @@ import torch
 
 from prunec.compiler.artefacts import describe_source, perplexity_of
 from prunec.compiler.model.layout import (
-    LayerSpec,
     Layout,
     dense_layout,
     kv_bytes_per_token,
+    layout_from_plain,
     prunable_parameters,
     total_parameters,
 )
@@ -32,6 +32,7 @@ from prunec.validators.results import (
     SearchPoint,
     SearchResult,
     StepCost,
+    SurrogateResult,
 )
 
 _VERSIONED = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
@@ -50,7 +51,7 @@ class FinishedStep:
 def report_of(context: Context, name: str, done: Mapping[str, FinishedStep]) -> Report:
     recipe, facts = context.recipe, context.subject.facts
     exported = done[f"export-{recipe.export[0].kind}"].summary
-    layout = tuple(LayerSpec(q, kv, facts.head_dim, ffn) for q, kv, ffn in exported["layout"])
+    layout = layout_from_plain(exported["layout"], facts.head_dim)
     dense = dense_layout(facts)
     value_bytes = getattr(torch, recipe.model.dtype).itemsize
     perplexity = _perplexity(context, done)
@@ -132,10 +133,11 @@ def _completion(context: Context, done: Mapping[str, FinishedStep]) -> Completio
 
 
 def _search(context: Context, done: Mapping[str, FinishedStep]) -> SearchResult | None:
-    searches = [done[step.name].summary for step in context.plan.steps if step.kind == "search"]
+    kinds = ("search", "published-search")
+    searches = [done[step.name].summary for step in context.plan.steps if step.kind in kinds]
     if not searches:
         return None
-    points, spent = [], 0
+    points, surrogates, spent = [], [], 0
     for number, found in enumerate(searches, start=1):
         for line in found["history"]:
             points.append(
@@ -144,5 +146,16 @@ def _search(context: Context, done: Mapping[str, FinishedStep]) -> SearchResult 
                 )
             )
         spent += found["token_forwards"]
+        if guessed := found.get("surrogate"):
+            surrogates.append(
+                SurrogateResult(
+                    number,
+                    guessed["rank_correlation"],
+                    guessed["probes"],
+                    guessed.get("fell_back"),
+                )
+            )
     first, last = searches[0]["history"][0], searches[-1]["history"][-1]
-    return SearchResult(Divergence(first["divergence"], last["divergence"]), tuple(points))
+    return SearchResult(
+        Divergence(first["divergence"], last["divergence"]), tuple(points), tuple(surrogates)
+    )

@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import (
+    LayerSpec,
     Layout,
     dense_layout,
     kv_bytes_per_token,
@@ -142,6 +143,12 @@ def _sizes(facts: Facts, layout: Layout, bytes_per_value: int) -> str:
 
 def _layers(layout: Layout) -> str:
     return "\n".join(
-        f"| {index} | {spec.query_heads or '-'} | {spec.kv_heads or '-'} | {spec.ffn or '-'} |"
+        f"| {index} | {_query_heads(spec)} | {spec.kv_heads or '-'} | {spec.ffn or '-'} |"
         for index, spec in enumerate(layout)
     )
+
+
+def _query_heads(spec: LayerSpec) -> str:
+    """5 (2 + 3) where two KV heads serve two and three query heads."""
+    shared = f" ({' + '.join(map(str, spec.query_groups))})" if spec.query_groups else ""
+    return f"{spec.query_heads or '-'}{shared}"

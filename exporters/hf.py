@@ -115,6 +115,7 @@ def model_config(
                 "num_attention_heads": spec.query_heads,
                 "num_key_value_heads": spec.kv_heads,
                 "intermediate_size": spec.ffn,
+                **({"query_groups": list(spec.query_groups)} if spec.query_groups else {}),
             }
             for spec in layout
         ],

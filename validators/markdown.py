@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prunec.validators.results import Report, SearchPoint, SearchResult
+from prunec.validators.results import Report, SearchPoint, SearchResult, SurrogateResult
 from prunec.validators.units import count, duration, number, printable, size
+
+if TYPE_CHECKING:
+    from prunec.validators.pictures import Picture
 
 _BAR = 16  # characters of a full bar
 
@@ -61,8 +65,18 @@ def layer_picture(layers: Sequence[Mapping[str, Any]], dense: Sequence[Mapping[s
     return "\n".join(line.rstrip() for line in lines)
 
 
-def markdown(report: Report) -> str:
-    """The text of report.md."""
+def surrogate_notes(search: SearchResult) -> list[str]:
+    """A sentence for every round that went on without its surrogate."""
+    return [
+        f"Round {found.round} went on without its surrogate: {found.fell_back.rstrip('.')}."
+        for found in search.surrogates
+        if found.fell_back
+    ]
+
+
+def markdown(report: Report, pictures: Sequence[Picture] = ()) -> str:
+    """The text of report.md, with links to those of its pictures that lie beside it."""
+    shown = {picture.name: _picture(picture) for picture in pictures}
     verdict = "Passed" if report.passed else "Failed"
     share = f"{report.sparsity:.1%}".replace("%", " %")
     headline = f"# {verdict}: {_cell(report.recipe)}, {share} of the prunable parameters removed"
@@ -70,9 +84,10 @@ def markdown(report: Report) -> str:
     parts.append(_table(("", "dense", "pruned", "ratio"), comparison_rows(report)))
     parts.append(_cell(perplexity_note(report) or "Perplexity was not measured."))
     parts += ["## Gates", _gates(report)]
-    parts += ["## Layers", _fence(layer_picture(report.layers, report.dense_layers))]
+    parts += ["## Layers", shown.get("layers", "")]
+    parts.append(_fence(layer_picture(report.layers, report.dense_layers)))
     if report.search is not None:
-        parts += ["## Search", _search(report.search)]
+        parts += ["## Search", shown.get("search", ""), *_search(report.search)]
     if said := report.completion:
         parts += ["## Completions", "Prompt:", _fence(said.prompt), "Dense:", _fence(said.dense)]
         parts += ["Pruned:", _fence(said.pruned)]
@@ -97,7 +112,7 @@ def _gates(report: Report) -> str:
     return _table(("gate", "measured", "threshold", "verdict"), rows)
 
 
-def _search(search: SearchResult) -> str:
+def _search(search: SearchResult) -> list[str]:
     uniform, winner = search.divergence.uniform, search.divergence.winner
     text = (
         f"Divergence from the dense model, nats per token: {number(uniform, 4)} for the uniform "
@@ -105,13 +120,36 @@ def _search(search: SearchResult) -> str:
     )
     last: dict[int, SearchPoint] = {point.round: point for point in search.history}
     rows = [
-        (str(r), str(p.generation), f"{p.token_forwards:,}", number(p.divergence, 4))
+        [str(r), str(p.generation), f"{p.token_forwards:,}", number(p.divergence, 4)]
         for r, p in sorted(last.items())
     ]
     if not rows:
-        return text
-    header = ("round", "last generation", "token-forwards", "best divergence")
-    return f"{text}\n\n{_table(header, rows)}"
+        return [text]
+    header = ["round", "last generation", "token-forwards", "best divergence"]
+    if not search.surrogates:
+        return [text, _table(header, rows)]
+    trusted = {found.round: _trust(found) for found in search.surrogates}
+    for row, r in zip(rows, sorted(last), strict=True):
+        row += trusted.get(r, ("", ""))
+    note = (
+        "Rank correlation: how far the surrogate had put layouts in the order in which they then "
+        "measured; 1 is the same order, 0 what chance would give, −1 the reverse."
+    )
+    table = _table([*header, "probes", "rank correlation of the surrogate"], rows)
+    return [text, table, note, *map(_cell, surrogate_notes(search))]
+
+
+def _trust(found: SurrogateResult) -> tuple[str, str]:
+    """What a surrogate was calibrated on, and how well it did."""
+    value = found.rank_correlation
+    known = value is not None and math.isfinite(value)
+    return str(found.probes), f"{value:.2f}" if known else "not measured"
+
+
+def _picture(picture: Picture) -> str:
+    """The PNG, which every viewer shows; behind it the SVG, which can be enlarged and searched."""
+    words = picture.description.replace("[", "(").replace("]", ")")
+    return f"[![{words}]({picture.name}.png)]({picture.name}.svg)"
 
 
 def _cost(report: Report) -> list[str]:

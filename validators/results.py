@@ -87,11 +87,27 @@ class Divergence:
 
 
 @dataclass(frozen=True)
+class SurrogateResult:
+    """What a round's surrogate, which predicts divergences, was worth.
+
+    rank_correlation: of its predictions with what was measured after them, 1 where both put the
+    layouts in the same order; None where too little was measured. probes: the layouts that were
+    measured to calibrate it. fell_back: why the round went on without it; None if it did not.
+    """
+
+    round: int
+    rank_correlation: float | None
+    probes: int
+    fell_back: str | None = None
+
+
+@dataclass(frozen=True)
 class SearchResult:
-    """How a search went."""
+    """How a search went; `surrogates` are of the rounds that had one."""
 
     divergence: Divergence
     history: tuple[SearchPoint, ...] = ()
+    surrogates: tuple[SurrogateResult, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ class LayerShape:
     kv_heads: int
     head_dim: int
     ffn: int
+    query_groups: tuple[int, ...] | None = None
+    """Query heads of each KV head where the config says that these differ."""
 
     @property
     def attention(self) -> bool:
@@ -38,7 +40,8 @@ class LayerShape:
     def mlp(self) -> bool:
         return self.ffn > 0
 
-    def as_dict(self) -> dict[str, int | bool]:
+    def as_dict(self) -> dict[str, int | bool | list[int]]:
+        uneven = {"query_groups": list(self.query_groups)} if self.query_groups else {}
         return {
             "query_heads": self.query_heads,
             "kv_heads": self.kv_heads,
@@ -46,6 +49,7 @@ class LayerShape:
             "ffn": self.ffn,
             "attention": self.attention,
             "mlp": self.mlp,
+            **uneven,
         }
 
 
@@ -79,7 +83,8 @@ def layer_shapes(
     shapes = []
     for index in range(max(seen, len(expected))):
         layer = by_layer.get(index, {})
-        shape, wrong = _shape(layer, head_dim, hidden)
+        groups = _query_groups(config, index)
+        shape, wrong = _shape(layer, head_dim, hidden, groups)
         shapes.append(shape)
         if index < len(expected):
             wrong += [
@@ -116,6 +121,14 @@ def _expected(config: Mapping[str, Any], problems: list[str]) -> list[dict[str, 
     ]
 
 
+def _query_groups(config: Mapping[str, Any], index: int) -> Any:
+    """What the config says of the query heads of a layer's KV heads; None where all are alike."""
+    stated = config.get("layer_shapes")
+    if not isinstance(stated, list) or index >= len(stated):
+        return None
+    return stated[index].get("query_groups") if isinstance(stated[index], Mapping) else None
+
+
 def _head_dim(config: Mapping[str, Any]) -> int:
     """Rows of one head; 0 where the config does not say."""
     head_dim, hidden = config.get("head_dim"), config.get("hidden_size")
@@ -126,7 +139,7 @@ def _head_dim(config: Mapping[str, Any]) -> int:
 
 
 def _shape(
-    layer: Mapping[str, tuple[int, ...]], head_dim: int, hidden: Any
+    layer: Mapping[str, tuple[int, ...]], head_dim: int, hidden: Any, groups: Any
 ) -> tuple[LayerShape, list[str]]:
     """One layer's shape from its tensors' shapes, and what is wrong among them."""
     wrong: list[str] = []
@@ -172,6 +185,15 @@ def _shape(
             if rows % head_dim:
                 wrong.append(f"{rows} rows are not whole heads of head_dim {head_dim}")
     query_heads, kv_heads = heads
-    if query_heads % kv_heads if kv_heads else query_heads:
+    if groups is not None:
+        whole = isinstance(groups, list) and all(type(g) is int and g > 0 for g in groups)
+        if not whole or len(groups) != kv_heads or sum(groups) != query_heads:
+            wrong.append(
+                f"config.json says query_groups {groups!r}; the tensors hold {query_heads} query "
+                f"heads on {kv_heads} KV heads"
+            )
+            groups = None
+    elif query_heads % kv_heads if kv_heads else query_heads:
         wrong.append(f"{query_heads} query heads do not share {kv_heads} KV heads evenly")
-    return LayerShape(query_heads, kv_heads, head_dim, ffn), wrong
+    shared = None if groups is None else tuple(groups)
+    return LayerShape(query_heads, kv_heads, head_dim, ffn, shared), wrong

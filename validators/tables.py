@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from prunec.validators.markdown import comparison_rows, layer_picture, perplexity_note
+from prunec.validators.markdown import (
+    comparison_rows,
+    layer_picture,
+    perplexity_note,
+    surrogate_notes,
+)
 from prunec.validators.units import count, printable, size
 
 if TYPE_CHECKING:
@@ -30,6 +35,8 @@ def render_table(report: Report, console: Console, folder: Path | None = None) -
         table.add_row(*row)
     console.print(table)
     if note := perplexity_note(report):
+        console.print(_text(note, "dim"))
+    for note in surrogate_notes(report.search) if report.search else ():
         console.print(_text(note, "dim"))
     if said := report.completion:
         texts = Table("dense", "pruned", expand=True, show_lines=True)

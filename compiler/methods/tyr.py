@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prunec.compiler.diagnostics import RecipeProblemError
+from prunec.compiler.methods.published import plan as plan_published
 from prunec.compiler.model.layout import Layout
 from prunec.compiler.plan import Cost
 from prunec.compiler.plan_builder import PlanBuilder, plain
-from prunec.compiler.recipe import TyrMethod
+from prunec.compiler.recipe import Search, TyrMethod
 
 #: Most likely tokens of the dense model that are kept apart when distributions are compared.
 TOP_K = 512
@@ -17,6 +20,8 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
     """Rounds of supernet and search, each around the last one's winner; then resolve."""
     method, search, facts = steps.recipe.method, steps.recipe.search, steps.facts
     assert isinstance(method, TyrMethod) and search is not None
+    if method.faithful:
+        return plan_published(steps)
     tokens = steps.count("search-tokens")
     top = min(TOP_K, facts.vocab_size)
     steps.add(
@@ -31,19 +36,11 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
             disk_bytes=steps.estimate.teacher_bytes(tokens, top),
         ),
     )
-    left = search.budget.token_forwards - tokens
-    if left < method.rounds * tokens:
-        raise RecipeProblemError(
-            "search.budget.token_forwards",
-            f"search.budget.token_forwards is {search.budget.token_forwards:,}; "
-            f"{method.rounds} rounds on {tokens:,} tokens take at least "
-            f"{(method.rounds + 1) * tokens:,}",
-            hint="raise the budget, or lower search.tokens or method.rounds",
-        )
+    allowances = _allowances(search, method.rounds, tokens)
     layout_of = ""
     for number in range(1, method.rounds + 1):
         centre = plain(start) if number == 1 else None
-        inputs = {"tokens": "calibration-tokens"} | ({"centre": layout_of} if layout_of else {})
+        walked = {"tokens": "calibration-tokens"} | ({"centre": layout_of} if layout_of else {})
         steps.add(
             f"supernet-{number}",
             "supernet",
@@ -56,25 +53,31 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
             | {"dense_target": 0.0}
             | ({"centre": centre} if centre else {})
             | steps.budget(),
-            inputs,
+            walked,
             steps.walk(0.0, steps.estimate.nested_bytes),
         )
         step = steps.neurons(method.first_step / 2 ** (number - 1))
-        share = left // method.rounds
+        # What the last round learnt of the layers still holds around its winner.
+        earlier = {"earlier": layout_of} if layout_of and search.searcher == "surrogate" else {}
         steps.add(
             f"search-{number}",
             "search",
-            f"move capacity between sublayers, {step} neurons or one attention level at a time",
+            f"compare layouts, in steps of {step} neurons or one attention level",
             steps.model
             | steps.budget()
+            | allowances[number - 1]
             | {
+                "searcher": search.searcher,
                 "offspring": method.offspring,
                 "step": step,
-                "token_forwards": share,
                 "seed": [search.seed, number],
             },
-            {"supernet": f"supernet-{number}", "teacher": "teacher", "tokens": "search-tokens"},
-            Cost(token_forwards=share, memory_bytes=steps.estimate.nested_bytes),
+            {"supernet": f"supernet-{number}", "teacher": "teacher", "tokens": "search-tokens"}
+            | earlier,
+            Cost(
+                token_forwards=allowances[number - 1]["token_forwards"] or 0,
+                memory_bytes=steps.estimate.nested_bytes,
+            ),
         )
         layout_of = f"search-{number}"
     steps.add(
@@ -86,3 +89,21 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
         steps.walk(steps.solver()["dense_target"], steps.estimate.weight_bytes(start)),
     )
     return "resolve"
+
+
+def _allowances(search: Search, rounds: int, tokens: int) -> list[dict[str, Any]]:
+    """What every round may spend, as parameters of its search; the teacher is paid for first."""
+    budget = search.budget
+    if budget.minutes is not None:
+        return [{"token_forwards": None, "seconds": 60 * budget.minutes / rounds}] * rounds
+    assert budget.token_forwards is not None  # one of the two is settled with the recipe
+    left = budget.token_forwards - tokens
+    if left < rounds * tokens:
+        raise RecipeProblemError(
+            "search.budget.token_forwards",
+            f"search.budget.token_forwards is {budget.token_forwards:,}; "
+            f"{rounds} {'rounds' if rounds > 1 else 'round'} on {tokens:,} tokens take at least "
+            f"{(rounds + 1) * tokens:,}",
+            hint="raise the budget, or lower search.tokens or method.rounds",
+        )
+    return [{"token_forwards": left // rounds, "seconds": None}] * rounds

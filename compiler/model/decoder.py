@@ -67,6 +67,7 @@ class Decoder:
                 query_heads=spec.query_heads,
                 kv_heads=spec.kv_heads,
                 ffn=spec.ffn,
+                query_groups=spec.query_groups,
             )
         here = {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()}
         layer.load_state_dict(here, strict=True, assign=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,16 @@ from prunec.compiler.model.facts import Facts
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """The shape of one decoder layer. Zero KV heads: no attention; zero neurons: no MLP."""
+    """The shape of one decoder layer. Zero KV heads: no attention; zero neurons: no MLP.
+
+    query_groups: query heads of each KV head where these differ; None where all have as many
+    """
 
     query_heads: int
     kv_heads: int
     head_dim: int
     ffn: int
+    query_groups: tuple[int, ...] | None = None
 
     @property
     def attention(self) -> bool:
@@ -30,11 +35,12 @@ class LayerSpec:
 
     @property
     def queries_per_group(self) -> int:
-        """Query heads that share one KV head (0 without attention)."""
+        """Query heads that share one KV head where all have as many (0 without attention)."""
         return self.query_heads // self.kv_heads if self.kv_heads else 0
 
     def as_dict(self) -> dict[str, Any]:
         """The form that reports and plans write."""
+        uneven = {"query_groups": list(self.query_groups)} if self.query_groups else {}
         return {
             "query_heads": self.query_heads,
             "kv_heads": self.kv_heads,
@@ -42,6 +48,7 @@ class LayerSpec:
             "ffn": self.ffn,
             "attention": self.attention,
             "mlp": self.mlp,
+            **uneven,
         }
 
 
@@ -52,16 +59,57 @@ Layout = tuple[LayerSpec, ...]
 class LayerSelection:
     """Which units of a dense layer stay, as ascending indices into it.
 
-    Query heads stay in equal numbers in every KV group that stays: stock attention kernels
-    assume that query head `q` reads KV head `q // queries_per_group`.
+    Stock attention kernels assume that query head `q` reads KV head `q // queries_per_group`.
+    Where query heads do not stay in equal numbers in every KV group that stays, `query_groups`
+    says how many stay in each; otherwise it is None.
     """
 
     query_heads: tuple[int, ...]
     kv_heads: tuple[int, ...]
     neurons: tuple[int, ...]
+    query_groups: tuple[int, ...] | None = None
 
     def spec(self, head_dim: int) -> LayerSpec:
-        return LayerSpec(len(self.query_heads), len(self.kv_heads), head_dim, len(self.neurons))
+        return LayerSpec(
+            len(self.query_heads),
+            len(self.kv_heads),
+            head_dim,
+            len(self.neurons),
+            self.query_groups,
+        )
+
+
+def free_selection(
+    facts: Facts, query_heads: Sequence[int], neurons: Sequence[int]
+) -> LayerSelection:
+    """Any query heads at all: a KV head stays as long as one of its query heads does."""
+    per_group = facts.query_heads // facts.kv_heads
+    readers = Counter(head // per_group for head in query_heads)
+    kv_heads = tuple(sorted(readers))
+    groups = tuple(readers[head] for head in kv_heads)
+    return LayerSelection(
+        tuple(sorted(query_heads)),
+        kv_heads,
+        tuple(sorted(neurons)),
+        groups if len(set(groups)) > 1 else None,
+    )
+
+
+def plain_layout(layout: Layout) -> list[list[Any]]:
+    """A layout as JSON: query heads, KV heads, neurons, and query groups where they differ."""
+    return [
+        [spec.query_heads, spec.kv_heads, spec.ffn]
+        + ([list(spec.query_groups)] if spec.query_groups else [])
+        for spec in layout
+    ]
+
+
+def layout_from_plain(plain: Sequence[Sequence[Any]], head_dim: int) -> Layout:
+    """The layout that `plain_layout` has written."""
+    return tuple(
+        LayerSpec(queries, kv, head_dim, ffn, tuple(*groups) or None)
+        for queries, kv, ffn, *groups in plain
+    )
 
 
 def dense_layout(facts: Facts) -> Layout:
@@ -164,7 +212,7 @@ def flops_per_token(facts: Facts, layout: Sequence[LayerSpec]) -> int:
 
 def is_uniform(layout: Sequence[LayerSpec]) -> bool:
     """Whether all layers are alike, so that a stock config can say it."""
-    return len(set(layout)) == 1
+    return len(set(layout)) == 1 and layout[0].query_groups is None
 
 
 def _count(shapes: dict[str, tuple[int, ...]]) -> int:

@@ -9,14 +9,17 @@ prunec.exporters.hf` registers these classes, and no remote code is needed.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    Cache,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
@@ -30,6 +33,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 _SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+_GROUPS = "query_groups"
 
 
 @strict
@@ -37,7 +41,8 @@ class PrunecLlamaConfig(LlamaConfig):
     """LlamaConfig with the sizes of every layer in `layer_shapes`.
 
     One entry a layer, with `num_attention_heads`, `num_key_value_heads` and `intermediate_size`:
-    zero heads mean no attention, a zero size no MLP. The model-wide values of the same names are
+    zero heads mean no attention, a zero size no MLP. Where the KV heads of a layer serve different
+    numbers of query heads, its entry lists these as `query_groups`. The model-wide values are
     upper bounds over the layers. Without `layer_shapes` all layers have the model-wide sizes.
 
     transformers' `per_layer_config` is not used: with it, reading a model-wide size raises, which
@@ -46,14 +51,19 @@ class PrunecLlamaConfig(LlamaConfig):
 
     model_type = "prunec_llama"
 
-    layer_shapes: list[dict[str, int]] | None = None
+    layer_shapes: list[dict[str, int | list[int]]] | None = None
 
     def shape_of(self, layer: int) -> tuple[int, int, int]:
         """Query heads, KV heads and MLP width of one layer."""
         if self.layer_shapes is None:
             return self.num_attention_heads, self.num_key_value_heads, self.intermediate_size
         query_heads, kv_heads, ffn = (self.layer_shapes[layer][size] for size in _SIZES)
-        return query_heads, kv_heads, ffn
+        return query_heads, kv_heads, ffn  # type: ignore[return-value]
+
+    def groups_of(self, layer: int) -> list[int] | None:
+        """Query heads of each of a layer's KV heads; None where all have as many."""
+        shape = self.layer_shapes[layer] if self.layer_shapes else {}
+        return shape.get(_GROUPS)  # type: ignore[return-value]
 
     def validate_architecture(self) -> None:
         """ValueError unless every layer has a shape that can be built. Called by `@strict`.
@@ -67,22 +77,77 @@ class PrunecLlamaConfig(LlamaConfig):
                 f"layer_shapes has {len(shapes)} entries for {self.num_hidden_layers} layers"
             )
         for layer, shape in enumerate(shapes or ()):
-            if set(shape) != set(_SIZES) or min(shape.values()) < 0:
+            counts = [shape.get(size) for size in _SIZES]
+            whole = all(isinstance(count, int) and count >= 0 for count in counts)
+            if not whole or not {*shape} <= {*_SIZES, _GROUPS}:
                 raise ValueError(
                     f"layer_shapes[{layer}] is {shape}; it must give {_SIZES}, none negative"
                 )
             query_heads, kv_heads, _ = self.shape_of(layer)
-            if query_heads % kv_heads if kv_heads else query_heads:
+            groups = self.groups_of(layer)
+            if groups is not None:
+                if len(groups) != kv_heads or sum(groups) != query_heads or min(groups) < 1:
+                    raise ValueError(
+                        f"layer_shapes[{layer}] has query_groups {groups} for {query_heads} query "
+                        f"heads on {kv_heads} KV heads"
+                    )
+            elif query_heads % kv_heads if kv_heads else query_heads:
                 raise ValueError(
                     f"layer_shapes[{layer}] has {query_heads} query heads on {kv_heads} KV heads"
                 )
+
+
+class _SharedOut:
+    """In the place of a KV cache: keys and values are kept once for every KV head, and handed out
+    once for every query head. Without a cache it only does the latter."""
+
+    def __init__(self, cache: Cache | None, query_groups: Sequence[int]) -> None:
+        self._cache = cache
+        self._query_groups = query_groups
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, ...]:
+        """[batch, KV heads, new, head_dim] → [batch, query heads, all, head_dim], twice."""
+        if self._cache is not None:
+            keys, values = self._cache.update(keys, values, layer_idx, *args, **kwargs)
+        counts = torch.tensor(self._query_groups, device=keys.device)
+        return tuple(
+            states.repeat_interleave(counts, dim=1, output_size=sum(self._query_groups))
+            for states in (keys, values)
+        )
+
+
+class PrunecLlamaAttention(LlamaAttention):
+    """Llama's attention with KV heads that serve different numbers of query heads."""
+
+    def __init__(self, config: LlamaConfig, layer_idx: int, query_groups: Sequence[int]) -> None:
+        super().__init__(config, layer_idx)
+        self.query_groups = tuple(query_groups)
+        self.num_key_value_groups = 1  # kernels get a key and a value for every query head
+
+    def forward(
+        self, hidden_states: Tensor, past_key_values: Cache | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        shared: Any = _SharedOut(past_key_values, self.query_groups)
+        attended: tuple[Tensor, Tensor | None] = super().forward(
+            hidden_states, past_key_values=shared, **kwargs
+        )
+        return attended
 
 
 class PrunecLlamaDecoderLayer(GradientCheckpointingLayer):
     """A Llama decoder layer whose attention, MLP or both may be absent, each with its norm."""
 
     def __init__(
-        self, config: LlamaConfig, layer_idx: int, *, query_heads: int, kv_heads: int, ffn: int
+        self,
+        config: LlamaConfig,
+        layer_idx: int,
+        *,
+        query_heads: int,
+        kv_heads: int,
+        ffn: int,
+        query_groups: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         shaped = copy.copy(config)
@@ -92,7 +157,11 @@ class PrunecLlamaDecoderLayer(GradientCheckpointingLayer):
         self.self_attn = self.mlp = None
         if kv_heads:
             self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-            self.self_attn = LlamaAttention(shaped, layer_idx)
+            self.self_attn = (
+                PrunecLlamaAttention(shaped, layer_idx, query_groups)
+                if query_groups
+                else LlamaAttention(shaped, layer_idx)
+            )
             # The model's own config, so that a later change of attention backend reaches it.
             self.self_attn.config = config
         if ffn:
@@ -113,15 +182,27 @@ class PrunecLlamaDecoderLayer(GradientCheckpointingLayer):
 
 
 def shaped_decoder_layer(
-    config: LlamaConfig, layer_idx: int, *, query_heads: int, kv_heads: int, ffn: int
+    config: LlamaConfig,
+    layer_idx: int,
+    *,
+    query_heads: int,
+    kv_heads: int,
+    ffn: int,
+    query_groups: Sequence[int] | None = None,
 ) -> PrunecLlamaDecoderLayer:
     """One decoder layer of a given shape; only the sizes come from the arguments, not `config`.
 
     `layer_idx` is the layer's slot in a KV cache: its rank among the layers that have attention.
-    Zero heads leave out the attention and its norm, zero `ffn` the MLP and its norm.
+    Zero heads leave out the attention and its norm, zero `ffn` the MLP and its norm. With
+    `query_groups`, the KV heads serve so many query heads each.
     """
     return PrunecLlamaDecoderLayer(
-        config, layer_idx, query_heads=query_heads, kv_heads=kv_heads, ffn=ffn
+        config,
+        layer_idx,
+        query_heads=query_heads,
+        kv_heads=kv_heads,
+        ffn=ffn,
+        query_groups=query_groups,
     )
 
 
@@ -147,7 +228,12 @@ class PrunecLlamaModel(LlamaModel):
             query_heads, kv_heads, ffn = config.shape_of(index)
             layers.append(
                 shaped_decoder_layer(
-                    config, cache_slot, query_heads=query_heads, kv_heads=kv_heads, ffn=ffn
+                    config,
+                    cache_slot,
+                    query_heads=query_heads,
+                    kv_heads=kv_heads,
+                    ffn=ffn,
+                    query_groups=config.groups_of(index),
                 )
             )
             cache_slot += kv_heads > 0

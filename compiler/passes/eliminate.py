@@ -5,7 +5,12 @@ Removing the inputs P from the least-squares problem costs `tr(W_Pᵀ (A_PP)⁻�
 `A = H⁻¹` and `W = A G`. After each removal both are brought up to date, so that every choice is
 made on what is really left. Everything is float64 and independent of d_out where it can be.
 
-Source: optimal brain surgeon as in ZipLM and SlimGPT; nested use and the d_out-free update ours.
+`first_order` adds Týr's prior for units that carry much of the output: twice `⟨W_P, G_P⟩` times
+it, with W as it is by then and G as it was. At 1 the two terms are balanced as published (which
+halves both).
+
+Source: optimal brain surgeon as in ZipLM and SlimGPT; the first-order term from Týr-the-Pruner
+(arXiv 2503.09657, its code: signed); nested use and the d_out-free update ours.
 """
 
 from __future__ import annotations
@@ -16,57 +21,92 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunec.compiler.passes.least_squares import NormalEquations
+from prunec.compiler.passes.least_squares import NormalEquations, cholesky
 
-PANEL = 64
+#: Pivots chosen between two updates of the matrices: enough for the products to run at full speed,
+#: few enough for what is pending to stay in the cache, where every pivot reads all of it.
+PANEL = 128
 
 
-def channel_order(problem: NormalEquations, panel: int = PANEL) -> Tensor:
+def channel_order(
+    problem: NormalEquations, panel: int = PANEL, *, first_order: float = 0.0
+) -> Tensor:
     """[d_in]: single inputs (FFN neurons), most important first.
 
-    The cost of input p is `M_pp / A_pp` with `M = W Wᵀ`. With the pivot's columns `a` of A and
-    `m` of M, removing it takes `u uᵀ` from A and `u vᵀ + v uᵀ` from M, where `u = a / √a_p` and
+    The cost of input p is `M_pp / A_pp` with `M = W Wᵀ`, and `2 first_order N_pp` with `N = W Gᵀ`.
+    With the pivot's columns `a` of A and `m` of M and its row `n` of N, removing it takes `u uᵀ`
+    from A, `u vᵀ + v uᵀ` from M and `u rᵀ` from N, where `u = a / √a_p`, `r = n / √a_p` and
     `v = m / √a_p − u m_p / (2 a_p)`. The updates are applied lazily, a panel of pivots at a time,
     so that the work is done by matrix products; only the diagonals are kept current.
+
+    Takes about as long as two inversions of the Gram matrix. Beside the problem itself, at most
+    two [d_in, d_in] matrices and two [d_in, d_out] ones are alive (a third matrix with
+    `first_order`).
     """
     inverse, weight = _inverse_and_weight(problem)
     moment = weight @ weight.T
+    matrices = [inverse, moment, weight @ problem.target.T] if first_order else [inverse, moment]
+    del weight
     alive = torch.arange(len(inverse), device=inverse.device)
-    removed: list[Tensor] = []
+    order = torch.empty_like(alive)
     while len(alive):
-        pivots, u, v = _panel(inverse, moment, min(panel, len(alive)))
-        removed.extend(alive[p] for p in pivots)
-        left = torch.ones(len(alive), dtype=torch.bool, device=alive.device)
-        left[pivots] = False
-        u, v = u[left], v[left]
-        # What is eliminated is dropped from the matrices: the work shrinks as the cube of it.
-        inverse = inverse[left][:, left] - u @ u.T
-        product = u @ v.T
-        moment = moment[left][:, left] - product - product.T
-        alive = alive[left]
-    return torch.stack(removed).flip(0)
+        count = min(panel, len(alive))
+        left = len(alive) - count
+        # Exactly, A_pp never falls below 1 / H_pp; with rounding it must not either.
+        floor = problem.gram.diagonal()[alive].reciprocal()
+        pivots, pending = _choose_panel(matrices, count, floor, first_order)
+        order[left : len(alive)] = alive[pivots].flip(0)
+        # The units behind `left` that stay take the places of those before it that go. What is
+        # left then fills a corner of the same memory, and the work shrinks as the cube of it.
+        gone = torch.zeros_like(alive, dtype=torch.bool)
+        gone[pivots] = True
+        to, source = gone[:left].nonzero()[:, 0], left + (~gone[left:]).nonzero()[:, 0]
+        alive[to] = alive[source]
+        for x in (*pending, *(x.T for x in matrices), *matrices):
+            x[:, to] = x[:, source]
+        alive = alive[:left]
+        matrices = [x[:left, :left] for x in matrices]
+        u, v, *r = (x[:, :left] for x in pending)
+        matrices[0].addmm_(u.T, u, alpha=-1)
+        matrices[1].addmm_(torch.cat([u, v]).T, torch.cat([v, u]), alpha=-1)
+        if r:
+            matrices[2].addmm_(u.T, r[0], alpha=-1)
+    return order
 
 
-def _panel(inverse: Tensor, moment: Tensor, count: int) -> tuple[list[int], Tensor, Tensor]:
-    """Choose `count` pivots one at a time; returns them with U and V, [n, count] each."""
-    u, v = inverse.new_zeros(len(inverse), count), inverse.new_zeros(len(inverse), count)
-    inverse_diagonal, moment_diagonal = inverse.diagonal().clone(), moment.diagonal().clone()
-    costs_more = inverse.new_zeros(len(inverse))  # infinite once removed
-    pivots: list[int] = []
+def _choose_panel(
+    matrices: Sequence[Tensor], count: int, floor: Tensor, first_order: float
+) -> tuple[Tensor, list[Tensor]]:
+    """`count` pivots, chosen one at a time, with the updates U, V (and R), [count, n] each.
+
+    Pivots stay on the device as [1] tensors: nothing waits for a number to reach the host.
+    """
+    inverse, moment = matrices[:2]
+    pending = [x.new_empty(count, len(x)) for x in matrices]
+    u, v, *r = pending
+    diagonals = [x.diagonal().clone() for x in matrices]
+    pivots = torch.empty(count, dtype=torch.long, device=inverse.device)
     for t in range(count):
-        p = int((moment_diagonal / inverse_diagonal + costs_more).argmin())
-        a = inverse[:, p] - u[:, :t] @ u[p, :t]
-        m = moment[:, p] - u[:, :t] @ v[p, :t] - v[:, :t] @ u[p, :t]
-        u[:, t] = a / a[p].sqrt()
-        v[:, t] = m / a[p].sqrt() - u[:, t] * m[p] / (2 * a[p])
-        inverse_diagonal -= u[:, t].square()
-        moment_diagonal -= 2 * u[:, t] * v[:, t]
-        # Rounding may leave tiny negatives; a variance is positive.
-        inverse_diagonal.clamp_(min=torch.finfo(inverse.dtype).tiny)
-        moment_diagonal.clamp_(min=0)
-        costs_more[p] = torch.inf
-        pivots.append(p)
-    return pivots, u, v
+        cost = diagonals[1] / diagonals[0]
+        if r:
+            cost.add_(diagonals[2], alpha=2 * first_order)
+        p = pivots[t : t + 1] = cost.argmin(dim=0, keepdim=True)
+        u_p, v_p = u[:t, p].squeeze(1), v[:t, p].squeeze(1)
+        a = inverse[p].squeeze(0).addmv_(u[:t].T, u_p, alpha=-1)
+        m = moment[p].squeeze(0).addmv_(u[:t].T, v_p, alpha=-1).addmv_(v[:t].T, u_p, alpha=-1)
+        scale = torch.maximum(a[p], floor[p]).rsqrt()
+        torch.mul(a, scale, out=u[t])
+        torch.mul(m, scale, out=v[t]).addcmul_(u[t], m[p] * scale.square(), value=-0.5)
+        diagonals[0].addcmul_(u[t], u[t], value=-1)
+        diagonals[1].addcmul_(u[t], v[t], value=-2)
+        if r:
+            n = matrices[2][p].squeeze(0).addmv_(r[0][:t].T, u_p, alpha=-1)
+            torch.mul(n, scale, out=r[0][t])
+            diagonals[2].addcmul_(u[t], r[0][t], value=-1)
+        diagonals[0].clamp_(min=floor)
+        diagonals[1].clamp_(min=0)
+        diagonals[1][p] = torch.inf  # and stays so: never chosen again
+    return pivots, pending
 
 
 @dataclass(frozen=True)
@@ -90,6 +130,7 @@ def head_path(
     kv_heads: int,
     parameters: Callable[[int, int], int],
     waypoints: Sequence[tuple[int, int]] = (),
+    first_order: float = 0.0,
 ) -> HeadPath:
     """Remove heads, one legal move at a time, by least cost per parameter saved.
 
@@ -99,6 +140,12 @@ def head_path(
     that the path has to pass through.
     """
     inverse, weight = _inverse_and_weight(problem)
+
+    def cost(heads: Sequence[int]) -> float:
+        columns = _columns(heads, head_dim).to(inverse.device)
+        prior = float((weight[columns] * problem.target[columns]).sum()) if first_order else 0.0
+        return _block_cost(inverse, weight, columns) + 2 * first_order * prior
+
     per_group = query_heads // kv_heads
     groups = {kv: list(range(kv * per_group, (kv + 1) * per_group)) for kv in range(kv_heads)}
     states = [_state(groups)]
@@ -114,11 +161,10 @@ def head_path(
         if kv > goal_kv:
             moves += [list(heads) for heads in groups.values()]
         if queries // kv > max(goal_per_group, 1):
-            moves.append(_one_of_every_group(inverse, weight, groups, head_dim))
+            moves.append(_one_of_every_group(groups, cost))
 
         prices = [
-            _block_cost(inverse, weight, _columns(heads, head_dim))
-            / (parameters(queries, kv) - parameters(*_shape(_without(groups, heads))))
+            cost(heads) / (parameters(queries, kv) - parameters(*_shape(_without(groups, heads))))
             for heads in moves
         ]
         chosen = moves[prices.index(min(prices))]
@@ -131,19 +177,21 @@ def head_path(
 
 
 def _inverse_and_weight(problem: NormalEquations) -> tuple[Tensor, Tensor]:
-    factor = torch.linalg.cholesky(problem.gram)
-    return torch.cholesky_inverse(factor), torch.cholesky_solve(problem.target, factor)
+    factor = cholesky(problem.gram)
+    weight = torch.cholesky_solve(problem.target, factor)
+    # LAPACK fills columns; of a symmetric matrix, the transpose is the same with whole rows.
+    return torch.cholesky_inverse(factor).T.contiguous(), weight
 
 
 def _block_cost(inverse: Tensor, weight: Tensor, columns: Tensor) -> float:
     """tr(W_Pᵀ (A_PP)⁻¹ W_P): the growth of the squared error when the inputs P go."""
-    factor = torch.linalg.cholesky(inverse[columns][:, columns])
+    factor = cholesky(inverse[columns][:, columns])
     return float(torch.linalg.solve_triangular(factor, weight[columns], upper=False).square().sum())
 
 
 def _remove_block(inverse: Tensor, weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """Bring A and W up to date; removed rows become zero, and A's diagonal there one."""
-    factor = torch.linalg.cholesky(inverse[columns][:, columns])
+    factor = cholesky(inverse[columns][:, columns])
     inverse_rows, weight_rows = inverse[columns], weight[columns]
     weight = weight - inverse_rows.T @ torch.cholesky_solve(weight_rows, factor)
     inverse = inverse - inverse_rows.T @ torch.cholesky_solve(inverse_rows, factor)
@@ -155,12 +203,12 @@ def _remove_block(inverse: Tensor, weight: Tensor, columns: Tensor) -> tuple[Ten
 
 
 def _one_of_every_group(
-    inverse: Tensor, weight: Tensor, groups: dict[int, list[int]], head_dim: int
+    groups: dict[int, list[int]], cost: Callable[[Sequence[int]], float]
 ) -> list[int]:
     """A query head of every group: in each the cheapest to lose beside those already taken."""
     taken: list[int] = []
     for heads in groups.values():
-        costs = [_block_cost(inverse, weight, _columns([*taken, h], head_dim)) for h in heads]
+        costs = [cost([*taken, head]) for head in heads]
         taken.append(heads[costs.index(min(costs))])
     return taken
 

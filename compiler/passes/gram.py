@@ -35,6 +35,11 @@ def advance(decoder: Decoder, hidden: Tensor, sublayer: Callable[[Tensor], Tenso
         hidden[batch] = sublayer(hidden[batch])
 
 
+def energy(hidden: Tensor) -> float:
+    """Sum of squares over all hidden states."""
+    return float(sum(window.float().square().sum().double() for window in hidden))
+
+
 def gram_statistics(
     decoder: Decoder,
     streams: Streams,

@@ -63,16 +63,29 @@ def normal_equations(
 
     Source: Týr-the-Pruner (arXiv 2503.09657) for the symmetric problem at r = 0.
     """
-    own = (statistics.own + statistics.own.T) / 2
+    own = (statistics.own + statistics.own.T).div_(2)
     if not (torch.isfinite(own).all() and torch.isfinite(statistics.cross).all()):
         raise ModelError("a NaN or an infinity appeared in the activations of the calibration text")
     weight = weight.to(torch.float64)
-    mixed = torch.lerp(own, statistics.cross, dense_target)
     mean = own.diagonal().mean()
     # A layer whose inputs are all zero leaves its weights undetermined: any ridge then keeps them.
     ridge = damping * (mean if mean > 0 else torch.ones_like(mean))
-    gram = own + ridge * torch.eye(len(own), dtype=own.dtype, device=own.device)
-    return NormalEquations(gram, mixed @ weight + ridge * weight)
+    mixed = torch.lerp(own, statistics.cross, dense_target) if dense_target else own
+    target = (mixed @ weight).addcmul_(weight, ridge)
+    own.diagonal().add_(ridge)  # in place: these matrices are large
+    return NormalEquations(own, target)
+
+
+def cholesky(gram: Tensor) -> Tensor:
+    """The lower factor of a Gram matrix; ModelError if rounding leaves it without one."""
+    result = torch.linalg.cholesky_ex(gram)
+    factor: Tensor = result.L
+    if result.info:
+        raise ModelError(
+            "the activations of the calibration text are too nearly collinear to be told apart",
+            hint="raise method.damping",
+        )
+    return factor
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ class NestedSolution:
     @classmethod
     def solve(cls, problem: NormalEquations, order: Tensor) -> NestedSolution:
         """Factorise once for all sizes. `order` is a permutation of the inputs."""
-        factor = torch.linalg.cholesky(problem.gram[order][:, order])
+        factor = cholesky(problem.gram[order][:, order])
         projected = torch.linalg.solve_triangular(factor, problem.target[order], upper=False)
         return cls(order, factor, projected)
 

@@ -19,11 +19,15 @@ Shape = tuple[int, int]  # query heads, KV heads
 
 @dataclass(frozen=True)
 class NestedAttention:
-    """An attention sublayer at every shape of its path."""
+    """An attention sublayer at every shape of its path.
+
+    stream_energy: sum of squares of the hidden states that its output is added to
+    """
 
     head_dim: int
     path: HeadPath
     solution: NestedSolution
+    stream_energy: float
 
     @property
     def shapes(self) -> list[Shape]:
@@ -40,9 +44,10 @@ class NestedAttention:
 
 @dataclass(frozen=True)
 class NestedMLP:
-    """An MLP sublayer at every width."""
+    """An MLP sublayer at every width; `stream_energy` as of an attention sublayer."""
 
     solution: NestedSolution
+    stream_energy: float
 
     def cut(self, facts: Facts, tensors: Mapping[str, Tensor], width: int) -> CutLayer:
         """The sublayer at a width; `tensors` are those of the dense layer, names relative to it."""

@@ -18,7 +18,7 @@ from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.layout import LayerSpec, Layout, attention_parameters, dense_layout
 from prunec.compiler.model.modeling_prunec_llama import PrunecLlamaDecoderLayer
 from prunec.compiler.passes.eliminate import channel_order, head_path
-from prunec.compiler.passes.gram import Streams, advance, gram_statistics
+from prunec.compiler.passes.gram import Streams, advance, energy, gram_statistics
 from prunec.compiler.passes.least_squares import (
     NestedSolution,
     NormalEquations,
@@ -29,10 +29,12 @@ from prunec.compiler.passes.nested import CutLayer, NestedAttention, NestedLayer
 
 @dataclass(frozen=True)
 class Solver:
-    """How local problems are posed; see `normal_equations`."""
+    """How local problems are posed, see `normal_equations`, and what removing a unit costs, see
+    `channel_order`."""
 
     damping: float
     dense_target: float
+    first_order: float = 0.0
 
 
 class LayerMemory(Protocol):
@@ -112,11 +114,14 @@ def _solve_layer(
         kv_heads=facts.kv_heads,
         parameters=lambda q, kv: attention_parameters(facts, LayerSpec(q, kv, facts.head_dim, 0)),
         waypoints=waypoints,
+        first_order=solver.first_order,
     )
-    attention = NestedAttention(facts.head_dim, path, NestedSolution.solve(problem, path.order))
+    solution = NestedSolution.solve(problem, path.order)
+    attention = NestedAttention(facts.head_dim, path, solution, energy(streams.pruned))
     cut = attention.cut(facts, tensors, (spec.query_heads, spec.kv_heads))
     pruned = decoder.layer(index, cut.selection.spec(facts.head_dim), cut.tensors)
     advance(decoder, streams.pruned, partial(decoder.attend, pruned))
 
     problem = local_problem(partial(decoder.feed, dense), family.down)
-    return NestedLayer(attention, NestedMLP(NestedSolution.solve(problem, channel_order(problem))))
+    solution = NestedSolution.solve(problem, channel_order(problem, first_order=solver.first_order))
+    return NestedLayer(attention, NestedMLP(solution, energy(streams.pruned)))

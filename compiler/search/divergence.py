@@ -51,6 +51,44 @@ def divergence(teacher: TeacherDistributions, logits: Tensor) -> Tensor:
     return (top + torch.where(has_tail, tail, 0.0)).mean(dim=-1)
 
 
+@dataclass(frozen=True)
+class RenormalisedTeacher:
+    """The dense model's most likely tokens as if there were no others.
+
+    ids: [windows, length, k], None where these are the whole vocabulary in its own order
+    probabilities: [windows, length, k] float32; negative_entropy: [windows, length], Σ p log p
+    Source: Týr-the-Pruner's code (its `sparse_kl`).
+    """
+
+    ids: Tensor | None
+    probabilities: Tensor
+    negative_entropy: Tensor
+
+    @classmethod
+    def of(cls, teacher: TeacherDistributions) -> RenormalisedTeacher:
+        log_probs = teacher.log_probs.log_softmax(dim=-1)
+        probabilities = log_probs.exp()
+        negative_entropy = (probabilities * log_probs).sum(dim=-1)
+        if teacher.log_tail.isfinite().any():
+            return cls(teacher.ids, probabilities, negative_entropy)
+        in_order = torch.empty_like(probabilities)
+        in_order.scatter_(-1, teacher.ids.long(), probabilities)
+        return cls(None, in_order, negative_entropy)
+
+    def __getitem__(self, windows: slice) -> RenormalisedTeacher:
+        ids = None if self.ids is None else self.ids[windows]
+        return RenormalisedTeacher(ids, self.probabilities[windows], self.negative_entropy[windows])
+
+    def divergence(self, logits: Tensor) -> Tensor:
+        """[windows]: as `divergence`, but with both distributions renormalised among the top.
+
+        Mass that a candidate puts elsewhere goes unnoticed.
+        """
+        logits = logits if self.ids is None else logits.gather(-1, self.ids.long())
+        expected = (self.probabilities[..., None, :] @ logits[..., None])[..., 0, 0]
+        return (self.negative_entropy - expected + logits.logsumexp(dim=-1)).mean(dim=-1)
+
+
 def _log_remainder(log_probs: Tensor) -> Tensor:
     """log(1 − Σ exp(log_probs)) over the last axis, kept finite against rounding."""
     return torch.log1p(-log_probs.exp().sum(dim=-1).clamp(max=1 - 1e-6))

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,13 +18,20 @@ from prunec.compiler.passes.nested import CutLayer, NestedLayer
 from prunec.compiler.search.divergence import TeacherDistributions, divergence
 
 #: Cut sublayers that are kept for the candidates to come.
-CACHE_BYTES = 2 * 2**30
+CUT_BYTES = 2 * 2**30
+
+#: Logits that are alive at once.
+LOGIT_BYTES = 2**27
+
+#: Hidden states of the base layout that are kept for candidates that begin as it does.
+STATE_BYTES = 2**30
 
 
 class Evaluator:
     """Divergence from the dense model of any layout that a supernet can be cut to.
 
-    `token_forwards` counts tokens sent through a candidate, the unit of every search's budget.
+    `token_forwards` counts tokens sent through a candidate, the unit of every search's budget; a
+    candidate that could start from kept hidden states counts like any other.
     """
 
     def __init__(
@@ -32,7 +40,9 @@ class Evaluator:
         supernet: Sequence[NestedLayer],
         ids: Tensor,
         teacher: TeacherDistributions,
-        cache_bytes: int = CACHE_BYTES,
+        *,
+        cut_bytes: int = CUT_BYTES,
+        state_bytes: int = STATE_BYTES,
     ) -> None:
         """ids: [windows, length], the tokens that all candidates are scored on."""
         self.decoder = decoder
@@ -42,54 +52,105 @@ class Evaluator:
         self.token_forwards = 0
         # A sublayer is a layer whose other half is absent; the two never share a key, except
         # where both are absent and alike.
-        self._cache: OrderedDict[tuple[int, LayerSpec], PrunecLlamaDecoderLayer] = OrderedDict()
-        self._cache_bytes = cache_bytes
-        self._cached_bytes = 0
+        self._cuts: OrderedDict[tuple[int, LayerSpec], PrunecLlamaDecoderLayer] = OrderedDict()
+        self._cut_bytes_left = cut_bytes
+        self._base: Layout = ()
+        # Hidden states of the base before some of its sublayers, by the sublayer's number:
+        # 2i for the attention of layer i, 2i + 1 for its MLP. [windows, length, hidden_size]
+        self._states: dict[int, Tensor] = {}
+        sites = 2 * decoder.facts.layers
+        site_bytes = ids.numel() * decoder.facts.hidden_size * decoder.dtype.itemsize
+        self._stride = max(1, math.ceil(sites * site_bytes / max(state_bytes, 1)))
 
     @torch.no_grad()
-    def divergences(self, layout: Layout, windows: int) -> Tensor:
-        """[windows] float64: mean divergence on each of the first `windows` windows."""
+    def rebase(self, layout: Layout) -> Tensor:
+        """[windows] float64: the divergence of a layout that many candidates will begin like.
+
+        Its hidden states are kept, so that a candidate is run from its first other sublayer on.
+        """
+        hidden_size, sites = self.decoder.facts.hidden_size, 2 * len(layout)
+        self._base = ()
+        self._states = {
+            site: torch.empty(
+                *self.ids.shape, hidden_size, dtype=self.decoder.dtype, device=self.decoder.device
+            )
+            for site in range(self._stride, sites, self._stride)
+        }
+        scores = self._run(layout, slice(0, len(self.ids)), keep=True)
+        self._base = layout
+        return scores
+
+    @torch.no_grad()
+    def divergences(self, layout: Layout, windows: slice) -> Tensor:
+        """[windows] float64: mean divergence on each of some windows."""
+        return self._run(layout, windows, keep=False)
+
+    def _run(self, layout: Layout, windows: slice, *, keep: bool) -> Tensor:
         length = self.ids.shape[1]
-        scores = []
-        for batch in self.decoder.batches(windows, length):
-            hidden = self.decoder.embed(self.ids[batch])
-            for index, spec in enumerate(layout):
-                attention, mlp = self._sublayers(index, spec)
-                hidden = self.decoder.attend(attention, hidden)
-                hidden = self.decoder.feed(mlp, hidden)
-            scores.append(divergence(self.teacher[batch], self.decoder.logits(hidden)))
-        self.token_forwards += windows * length
+        start = max((s for s in self._states if s <= self._shared_sites(layout)), default=0)
+        scores: list[Tensor] = []
+        for batch in self.decoder.batches(windows.stop - windows.start, length):
+            here = slice(windows.start + batch.start, windows.start + batch.stop)
+            hidden = self._states[start][here] if start else self.decoder.embed(self.ids[here])
+            for site in range(start, 2 * len(layout)):
+                if keep and site in self._states:
+                    self._states[site][here] = hidden
+                index = site // 2
+                if site % 2 == 0:
+                    hidden = self.decoder.attend(self._attention(index, layout[index]), hidden)
+                else:
+                    hidden = self.decoder.feed(self._mlp(index, layout[index]), hidden)
+            scores.extend(self._compared(hidden, here))
+        self.token_forwards += (windows.stop - windows.start) * length
         return torch.cat(scores).double().cpu()
 
-    def _sublayers(
-        self, index: int, spec: LayerSpec
-    ) -> tuple[PrunecLlamaDecoderLayer, PrunecLlamaDecoderLayer]:
-        nested, facts = self.supernet[index], self.decoder.facts
+    def _compared(self, hidden: Tensor, windows: slice) -> Iterator[Tensor]:
+        """Divergences of some windows from their last hidden states, few logits at a time."""
+        length = self.ids.shape[1]
+        size = max(1, LOGIT_BYTES // (4 * length * self.decoder.facts.vocab_size))
+        for start in range(0, len(hidden), size):
+            part = slice(windows.start + start, min(windows.start + start + size, windows.stop))
+            logits = self.decoder.logits(hidden[start : start + size])
+            yield divergence(self.teacher[part], logits)
 
-        def cut_attention() -> CutLayer:
+    def _shared_sites(self, layout: Layout) -> int:
+        """How many sublayers from the first on are those of the base."""
+        if not self._base:
+            return 0
+        for index, (ours, base) in enumerate(zip(layout, self._base, strict=True)):
+            if (ours.query_heads, ours.kv_heads) != (base.query_heads, base.kv_heads):
+                return 2 * index
+            if ours.ffn != base.ffn:
+                return 2 * index + 1
+        return 2 * len(layout)
+
+    def _attention(self, index: int, spec: LayerSpec) -> PrunecLlamaDecoderLayer:
+        def cut() -> CutLayer:
+            tensors = self.decoder.layer_tensors(index)
             shape = (spec.query_heads, spec.kv_heads)
-            return nested.attention.cut(facts, self.decoder.layer_tensors(index), shape)
+            return self.supernet[index].attention.cut(self.decoder.facts, tensors, shape)
 
-        def cut_mlp() -> CutLayer:
-            return nested.mlp.cut(facts, self.decoder.layer_tensors(index), spec.ffn)
+        return self._cached(index, replace(spec, ffn=0), cut)
 
-        return (
-            self._cached(index, replace(spec, ffn=0), cut_attention),
-            self._cached(index, replace(spec, query_heads=0, kv_heads=0), cut_mlp),
-        )
+    def _mlp(self, index: int, spec: LayerSpec) -> PrunecLlamaDecoderLayer:
+        def cut() -> CutLayer:
+            tensors = self.decoder.layer_tensors(index)
+            return self.supernet[index].mlp.cut(self.decoder.facts, tensors, spec.ffn)
+
+        return self._cached(index, replace(spec, query_heads=0, kv_heads=0), cut)
 
     def _cached(
         self, index: int, spec: LayerSpec, cut: Callable[[], CutLayer]
     ) -> PrunecLlamaDecoderLayer:
-        if (index, spec) not in self._cache:
+        if (index, spec) not in self._cuts:
             layer = self.decoder.layer(index, spec, cut().tensors)
-            self._cache[index, spec] = layer
-            self._cached_bytes += _bytes(layer)
-            while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
-                _, oldest = self._cache.popitem(last=False)
-                self._cached_bytes -= _bytes(oldest)
-        self._cache.move_to_end((index, spec))
-        return self._cache[index, spec]
+            self._cuts[index, spec] = layer
+            self._cut_bytes_left -= _bytes(layer)
+            while self._cut_bytes_left < 0 and len(self._cuts) > 1:
+                _, oldest = self._cuts.popitem(last=False)
+                self._cut_bytes_left += _bytes(oldest)
+        self._cuts.move_to_end((index, spec))
+        return self._cuts[index, spec]
 
 
 def _bytes(module: nn.Module) -> int:

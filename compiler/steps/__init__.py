@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from prunec.compiler.plan import Step
 from prunec.compiler.steps.context import Context, Progress, Summary
+from prunec.compiler.steps.published import run_layers, run_published_search, run_published_supernet
 from prunec.compiler.steps.search import run_search
 from prunec.compiler.steps.teacher import run_teacher
 from prunec.compiler.steps.tokens import run_tokens
@@ -19,4 +20,7 @@ RUNNERS: Mapping[str, Callable[[Context, Step, Entry, Progress], Summary]] = {
     "supernet": run_supernet,
     "search": run_search,
     "resolve": run_resolve,
+    "published-supernet": run_published_supernet,
+    "published-search": run_published_search,
+    "published-layers": run_layers,
 }

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from prunec.compiler.diagnostics import BuildError
 from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.decoder import Decoder
-from prunec.compiler.model.layout import LayerSpec, Layout
+from prunec.compiler.model.layout import Layout, layout_from_plain
+from prunec.compiler.model.layout import plain_layout as plain_layout
 from prunec.compiler.plan import Plan, Step
 from prunec.compiler.plan_builder import Subject
 from prunec.compiler.recipe import Recipe
@@ -70,9 +71,4 @@ class Context:
 def layout_of(context: Context, step: Step, role: str) -> Layout:
     """A layout from a step's parameters, or from the search that plays the role in its inputs."""
     plain = context.found(step, role)["layout"] if role in step.inputs else step.params[role]
-    head_dim = context.subject.facts.head_dim
-    return tuple(LayerSpec(queries, kv, head_dim, ffn) for queries, kv, ffn in plain)
-
-
-def plain_layout(layout: Layout) -> list[list[int]]:
-    return [[spec.query_heads, spec.kv_heads, spec.ffn] for spec in layout]
+    return layout_from_plain(plain, context.subject.facts.head_dim)

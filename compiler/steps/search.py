@@ -3,13 +3,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prunec.compiler.layer_store import load_nested
 from prunec.compiler.plan import Step
-from prunec.compiler.search import evolutionary
+from prunec.compiler.search.allowance import Allowance
 from prunec.compiler.search.budget import Candidate
 from prunec.compiler.search.divergence import TeacherDistributions
 from prunec.compiler.search.evaluator import Evaluator
+from prunec.compiler.search.evolutionary import Evolutionary
+from prunec.compiler.search.level_relaxation import LevelRelaxation, sites_around
+from prunec.compiler.search.random_layouts import RandomLayouts
+from prunec.compiler.search.relaxation import Relaxation
+from prunec.compiler.search.remembered import Remembered
+from prunec.compiler.search.searcher import Searcher, Settings, State, search
 from prunec.compiler.search.space import Space
+from prunec.compiler.search.surrogate import ErrorCurves, Surrogate
 from prunec.compiler.steps.context import Context, Progress, Summary, layout_of, plain_layout
 from prunec.compiler.store import Entry
 from prunec.compiler.target import budget_of
@@ -30,27 +39,67 @@ def run_search(context: Context, step: Step, entry: Entry, progress: Progress) -
     )
     supernet_step = context.plan.step(step.inputs["supernet"])
     start = Candidate.of(layout_of(context, supernet_step, "centre"))
-    settings = evolutionary.Settings(
+    space = Space(budget, paths)
+    settings = Settings(
         offspring=params["offspring"],
         step=params["step"],
         windows=len(ids),
         length=ids.shape[1],
-        token_forwards=params["token_forwards"],
         seed=tuple(params["seed"]),
     )
+
+    def searcher() -> Searcher:
+        match params["searcher"]:
+            case "evolutionary":
+                return Evolutionary(space)
+            case "random":
+                return RandomLayouts(space)
+            case "level_relaxation":
+                sites = sites_around(space, start, settings.step)
+                mixture = Relaxation(decoder, supernet, ids, distributions, sites)
+                return LevelRelaxation(space, start, sites, mixture)
+            case _:
+                earlier = context.found(step, "earlier") if "earlier" in step.inputs else {}
+                known = earlier.get("surrogate") or {}
+                prior = known.get("sensitivities")
+                return Surrogate(space, ErrorCurves.of(supernet), start, prior)
+
     saved = entry.load_json("state")
-
-    def remember(state: evolutionary.State) -> None:
-        entry.save_json("state", state.as_dict())
-        best = f"token-forwards, divergence {state.divergence:.4f}"
-        progress(state.token_forwards, settings.token_forwards, best)
-
-    state = evolutionary.evolve(
-        Space(budget, paths),
+    resumed = State.from_dict(saved) if saved else None
+    unfinished = entry.load_json("scores") or {}
+    generation = len(resumed.history) if resumed else 0
+    scorer = Remembered(
         Evaluator(decoder, supernet, ids, distributions),
+        unfinished["scores"] if unfinished.get("generation") == generation else {},
+        lambda scores: entry.save_json("scores", {"generation": generation, "scores": scores}),
+    )
+    allowance = Allowance(
+        params["token_forwards"],
+        params["seconds"],
+        resumed.token_forwards if resumed else 0,
+        resumed.seconds if resumed else 0.0,
+    )
+
+    def remember(state: State) -> None:
+        nonlocal generation
+        entry.save_json("state", state.as_dict())
+        scorer.forget()
+        generation = len(state.history)
+        best = f"token-forwards, divergence {state.divergence:.4f}"
+        if params["seconds"] is None:
+            progress(state.token_forwards, params["token_forwards"], best)
+        else:
+            best = f"seconds, {state.token_forwards:,} {best}"
+            progress(round(state.seconds), round(params["seconds"]), best)
+
+    state = search(
+        searcher(),
+        space,
+        scorer,
         start,
         settings,
-        resumed=evolutionary.State.from_dict(saved) if saved else None,
+        allowance,
+        resumed=resumed,
         on_generation=remember,
     )
     return {
@@ -58,4 +107,13 @@ def run_search(context: Context, step: Step, entry: Entry, progress: Progress) -
         "layout": plain_layout(budget.layout(state.parent)),
         "divergence": state.divergence,
         "history": [vars(line) for line in state.history],
+        "surrogate": _surrogate(state) if params["searcher"] == "surrogate" else None,
     }
+
+
+def _surrogate(state: State) -> dict[str, Any]:
+    """What is to be known of the surrogate: how far it could be trusted, and what it learnt."""
+    correlations = state.notes.get("rank_correlations", [])
+    kept = {k: v for k, v in state.notes.items() if k not in ("predictions", "rank_correlations")}
+    mean = sum(correlations) / len(correlations) if correlations else None
+    return {"probes": 0, "rank_correlation": mean, "rank_correlations": correlations} | kept

@@ -50,17 +50,17 @@ def _walk(
     *,
     with_nested: bool,
 ) -> Summary:
-    ids = context.ids(step)
+    ids, params = context.ids(step), step.params
     prune_sequentially(
         context.decoder,
         ids,
         layout,
-        Solver(step.params["damping"], step.params["dense_target"]),
+        Solver(params["damping"], params["dense_target"], params["first_order"]),
         StoredLayers(entry, context.decoder.device, with_nested),
         waypoints=waypoints,
         on_layer=lambda done: progress(done, len(layout), "layers"),
     )
     return {
-        "token_forwards": walk_forwards(step.params["dense_target"]) * ids.numel(),
+        "token_forwards": walk_forwards(params["dense_target"]) * ids.numel(),
         "layout": plain_layout(layout),
     }

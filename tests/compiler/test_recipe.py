@@ -88,6 +88,16 @@ def test_what_is_left_out_is_settled(recipe: Path) -> None:
     )
 
 
+def test_faithful_has_defaults_of_its_own(recipe: Path) -> None:
+    settled = load_recipe(recipe, ["method={kind: tyr, faithful: true}"])
+    method = settled.method
+    assert isinstance(method, TyrMethod)
+    assert (method.rounds, method.offspring, method.accumulation) == (4, 128, "centre")
+    assert Recipe.model_validate(settled.model_dump(by_alias=True, mode="json")) == settled
+    method = load_recipe(recipe, ["method={kind: tyr, faithful: true, rounds: 1}"]).method
+    assert isinstance(method, TyrMethod) and (method.rounds, method.offspring) == (1, 128)
+
+
 def test_search_reads_calibration_s_other_windows_unless_told(recipe: Path) -> None:
     hub = "calibration.source={kind: hub, dataset: org/text}"
     settled = load_recipe(recipe, [hub])

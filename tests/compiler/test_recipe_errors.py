@@ -61,7 +61,7 @@ EDITS = [
     Broken("number as text", "0.5", "half", "5:13", 'target.sparsity is "half"; it must be a num'),
     Broken("number in quotes", "0.5", "'0.5'", "5:13", 'is "0.5"; it must be a', "quotes"),
     Broken("boolean as number", "0.5", "true", "5:13", "target.sparsity is true; it must be"),
-    Broken("nothing as number", "0.5", "", "5:12", "target.sparsity is null; it must be"),
+    Broken("nothing as number", "4096", "", "10:10", "calibration.tokens is null; it must be"),
     Broken("list as number", "0.5", "[0.5]", "5:13", "target.sparsity is a list; it must be"),
     Broken("fraction as count", "4096", "4096.5", "10:11", "calibration.tokens is 4096.5; it must"),
     Broken("float as count", "4096", "4096.0", "10:11", "it must be a whole number", "write 4096"),
@@ -97,9 +97,22 @@ EDITS = [
         "unknown key", "kind: tyr", "kind: tyr, x: 1", "3:21", 'method of kind tyr has no key "x"'
     ),
     Broken("unknown section", "search:", "prune:", "12:1", 'no key "prune"', "its keys are schema"),
-    Broken("missing key", "  sparsity: 0.5\n", "", "4:1", "target.sparsity is missing; it must be"),
+    Broken("missing key", "source: model, ", "", "2:1", "model.source is missing; it must be a"),
     Broken("missing section", "export: [{kind: hf}]\n", "", "1:1", "export is missing; it must be"),
-    # Sections that do not go together
+    # Sections and keys that do not go together
+    Broken("no size", "  sparsity: 0.5\n", "", "4:1", "target has no size; it must have one of sp"),
+    Broken("null size", "0.5", "null", "4:1", "target has no size; it must have one of sparsity"),
+    Broken(
+        "two sizes", "0.5", "0.5\n  parameters: 9", "6:15", "parameters is given beside target.sp"
+    ),
+    Broken("speed-up as number", "sparsity: 0.5", "speedup: 2", "5:12", "speedup is 2; it must be"),
+    Broken(
+        "slower",
+        "sparsity: 0.5",
+        "speedup: {ratio: 1, phase: decode, profile: x}",
+        "5:20",
+        "target.speedup.ratio is 1; it must be above 1",
+    ),
     Broken("unread search", "kind: tyr", "kind: uniform", "12:1", "not read by method `uniform`"),
     Broken(
         "shared split",
@@ -260,6 +273,16 @@ def test_a_mistake_in_an_option_points_at_the_option(recipe: Path) -> None:
         ("search.seed=one", 'search.seed is "one"; it must be a whole number of at least 0'),
         ("target=", "target is null; it must be a mapping"),
         ("calibration.source.files.0=gone.txt", "there is no such file"),
+        ("method.faithful=1", "method.faithful is 1; it must be true or false"),
+        ("method.accumulation=weighted_mean", "is read with `faithful: true` only"),
+        (
+            "method={kind: tyr, dense_target: 0.5, faithful: true}",
+            "method.dense_target is not read with `faithful: true`",
+        ),
+        (
+            "method={kind: tyr, first_step: 0.25, faithful: true}",
+            "method.first_step is not read with `faithful: true`",
+        ),
     ],
 )
 def test_a_wrong_option_gets_one_sentence(recipe: Path, option: str, says: str) -> None:

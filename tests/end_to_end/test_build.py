@@ -63,6 +63,7 @@ def test_the_manifest_lists_every_file_with_its_hash(built: Path) -> None:
     expected = {"hf/config.json", "hf/model.safetensors", "hf/tokenizer.json", "hf/README.md"}
     expected |= {"hf/prunec/recipe.yaml", "hf/prunec/plan.json"}
     assert delivered.keys() >= expected | {"report/report.json", "report/report.md"}
+    assert delivered.keys() >= {"report/layers.svg", "report/search.png"}
     assert manifest["versions"]["prunec"] and manifest["versions"]["torch"]
 
 
@@ -180,7 +181,7 @@ def test_planning_a_large_model_takes_neither_network_nor_torch(prunec_process: 
         ROOT / "recipes" / "llama70b_50.yaml",
         "--json",
         prelude=no_sockets,
-        epilogue="assert not {'torch', 'transformers'} & sys.modules.keys()",
+        epilogue="assert not {'torch', 'transformers', 'matplotlib'} & sys.modules.keys()",
     )
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["steps"]) > 10

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from prunec.compiler.model import modeling_prunec_llama as modeling
 from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import Facts, facts_from_config
@@ -27,6 +29,7 @@ from prunec.compiler.model.headers import read_headers
 from prunec.compiler.model.layout import (
     LayerSelection,
     Layout,
+    free_selection,
     prunable_parameters,
     total_parameters,
 )
@@ -72,6 +75,17 @@ def selection(query_heads: dict[int, list[int]], neurons: list[int]) -> LayerSel
     return LayerSelection(tuple(kept), tuple(sorted(query_heads)), tuple(sorted(neurons)))
 
 
+FREE = facts_from_config(
+    {
+        "model_type": "llama",
+        "vocab_size": 300,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+)
 # 4 query heads on 2 KV heads, 96 neurons. Layer 0 without attention, 2 without MLP, 3 empty.
 PER_LAYER = (
     selection({}, list(range(0, 96, 3))),
@@ -79,6 +93,14 @@ PER_LAYER = (
     selection({1: [2, 3]}, []),
     selection({}, []),
     selection({0: [0, 1], 1: [2, 3]}, list(range(95))),
+)
+# Query heads unevenly on their KV heads, and one KV head that only they left.
+UNEVEN = (
+    free_selection(FREE, (0, 1, 3), range(96)),
+    free_selection(FREE, (2, 3), range(5, 60)),
+    free_selection(FREE, (0, 2, 3), ()),
+    free_selection(FREE, (), range(3)),
+    free_selection(FREE, (0,), range(96)),
 )
 UNIFORM = (
     selection({0: [1], 1: [2]}, list(range(0, 96, 3))),
@@ -153,6 +175,43 @@ def per_layer(tiny_llama: MakeLlama, tmp_path_factory: pytest.TempPathFactory) -
     return source, folder
 
 
+@pytest.fixture(scope="module")
+def uneven(tiny_llama: MakeLlama, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of the same dense model whose query heads lie unevenly on their KV heads."""
+    folder = tmp_path_factory.mktemp("uneven") / "hf"
+    exported(folder, tiny_llama(layers=5), UNEVEN, "per_layer")
+    return folder
+
+
+def test_uneven_query_heads_are_told_in_the_config_and_on_the_card(
+    per_layer: tuple[Path, Path], uneven: Path
+) -> None:
+    shapes = json.loads((uneven / "config.json").read_text())["layer_shapes"]
+    assert [shape.get("query_groups") for shape in shapes] == [[2, 1], None, [1, 2], None, None]
+    assert [shape["num_key_value_heads"] for shape in shapes] == [2, 1, 2, 0, 1]
+    assert "| 0 | 3 (2 + 1) | 2 | 96 |" in (uneven / "README.md").read_text(encoding="utf-8")
+    model = AutoModelForCausalLM.from_pretrained(uneven)
+    cache = model(TOKENS).past_key_values
+    assert [layer.keys.shape[1] for layer in cache.layers[:4]] == [2, 1, 2, 1]
+    kinds = [type(layer.self_attn).__name__ for layer in model.model.layers]
+    stock = "LlamaAttention"
+    assert kinds == [f"Prunec{stock}", stock, f"Prunec{stock}", "NoneType", stock]
+
+
+@pytest.mark.parametrize("groups", [[3], [2, 2], [0, 3], [4, -1]])
+def test_query_groups_that_do_not_add_up_are_refused(uneven: Path, groups: list[int]) -> None:
+    content = json.loads((uneven / "config.json").read_text())
+    content["layer_shapes"][0]["query_groups"] = groups
+    with pytest.raises(StrictDataclassError, match=r"layer_shapes\[0\] has query_groups"):
+        modeling.PrunecLlamaConfig(**content)
+
+
+def test_uneven_query_heads_are_not_uniform(tiny_llama: MakeLlama, tmp_path: Path) -> None:
+    alike = (free_selection(FREE, (0, 1, 3), range(96)),) * 3
+    with pytest.raises(ModelError, match="cannot be written as a uniform model"):
+        exported(tmp_path / "hf", tiny_llama(), alike, "uniform")
+
+
 def test_both_layouts_load_and_agree_where_prunec_is_not_installed(
     tiny_llama: MakeLlama, per_layer: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -184,7 +243,10 @@ def test_both_layouts_load_and_agree_where_prunec_is_not_installed(
 def dense_and_selections(
     draw: st.DrawFn,
 ) -> tuple[dict[str, Any], tuple[LayerSelection, ...]]:
-    """A small Llama of any head grouping, and for each of its layers any legal selection."""
+    """A small Llama of any head grouping, and for each of its layers any selection.
+
+    Some keep as many query heads in every KV group that stays, the others any of them.
+    """
     kv_heads = draw(st.sampled_from([1, 2, 4]))
     group = draw(st.sampled_from([1, 2, 4]))
     head_dim = draw(st.sampled_from([4, 10, 16]))
@@ -204,12 +266,17 @@ def dense_and_selections(
         groups = draw(st.sets(st.integers(0, kv_heads - 1)))
         heads = {kv: [kv * group + query for query in draw(in_group)] for kv in groups}
         neurons = draw(st.sets(st.integers(0, options["ffn"] - 1)))
-        selections.append(selection(heads, sorted(neurons)))
+        if draw(st.booleans()):
+            selections.append(selection(heads, sorted(neurons)))
+            continue
+        any_heads = sorted(draw(st.sets(st.integers(0, options["query_heads"] - 1))))
+        grouping = replace(FREE, query_heads=options["query_heads"], kv_heads=kv_heads)
+        selections.append(free_selection(grouping, any_heads, sorted(neurons)))
     return options, tuple(selections)
 
 
 @settings(
-    max_examples=20,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -247,11 +314,17 @@ STATIC = {"cache_implementation": "static", "disable_compile": True}
     ],
     ids=["uncached", "cached", "eager", "static cache", "static cache, chunked prefill"],
 )
+@pytest.mark.parametrize("kept", [PER_LAYER, UNEVEN], ids=["even", "uneven"])
 def test_padded_batches_generate_what_single_prompts_generate(
-    per_layer: tuple[Path, Path], backend: str, mode: dict[str, Any]
+    per_layer: tuple[Path, Path],
+    uneven: Path,
+    kept: tuple[LayerSelection, ...],
+    backend: str,
+    mode: dict[str, Any],
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(per_layer[1], attn_implementation=backend)
-    dense = masked_dense(per_layer[0], PER_LAYER)
+    folder = per_layer[1] if kept is PER_LAYER else uneven
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=backend)
+    dense = masked_dense(per_layer[0], kept)
     prompts = [TOKENS[0, :9], TOKENS[1, :4]]
     settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     alone = [

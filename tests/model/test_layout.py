@@ -16,8 +16,11 @@ from prunec.compiler.model.layout import (
     Layout,
     dense_layout,
     flops_per_token,
+    free_selection,
     is_uniform,
     kv_bytes_per_token,
+    layout_from_plain,
+    plain_layout,
     prunable_parameters,
     sparsity,
     tensor_shapes,
@@ -120,3 +123,18 @@ def test_a_selection_has_the_shape_of_what_it_keeps() -> None:
         "attention": False,
         "mlp": False,
     }
+
+
+def test_a_kv_head_stays_as_long_as_one_of_its_query_heads_does() -> None:
+    facts = facts_from_config(CONFIG)  # two query heads on each of three KV heads
+    uneven = free_selection(facts, (5, 0, 1), (4, 2))
+    assert uneven == LayerSelection((0, 1, 5), (0, 2), (2, 4), (2, 1))
+    assert uneven.spec(10) == LayerSpec(3, 2, 10, 2, (2, 1))
+    assert uneven.spec(10).as_dict()["query_groups"] == [2, 1]
+    even = free_selection(facts, (0, 3), ())
+    assert even == LayerSelection((0, 3), (0, 1), (), None)
+    assert free_selection(facts, (), ()) == LayerSelection((), (), ())
+    layout = (uneven.spec(10), even.spec(10))
+    assert plain_layout(layout) == [[3, 2, 2, [2, 1]], [2, 2, 0]]
+    assert layout_from_plain(plain_layout(layout), 10) == layout
+    assert not is_uniform((uneven.spec(10),) * 2)

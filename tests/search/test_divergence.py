@@ -9,7 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunec.compiler.search.divergence import TeacherDistributions, divergence
+from prunec.compiler.search.divergence import (
+    RenormalisedTeacher,
+    TeacherDistributions,
+    divergence,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 SCALES = st.sampled_from([0.0, 0.1, 1.0, 5.0, 30.0, 1000.0])
@@ -102,3 +106,29 @@ def test_windows_can_be_taken_apart() -> None:
     whole = divergence(teacher, candidate)
     parts = [divergence(teacher[w : w + 1], candidate[w : w + 1]) for w in range(3)]
     torch.testing.assert_close(torch.cat(parts), whole)
+
+
+def test_renormalised_it_is_blind_to_tokens_beyond_the_top() -> None:
+    dense = torch.tensor([[[0.6, 0.1, 0.3]]]).log()
+    candidate = torch.tensor([[[0.2, 0.6, 0.2]]]).log()
+    teacher = RenormalisedTeacher.of(TeacherDistributions.from_logits(dense, 2))
+    # (2/3, 1/3) against (1/2, 1/2)
+    expected = 2 / 3 * np.log(4 / 3) + 1 / 3 * np.log(2 / 3)
+    assert teacher.divergence(candidate).item() == pytest.approx(expected)
+    # The dense model's own proportions, most of the mass on the second token.
+    astray = torch.tensor([[[0.1, 0.85, 0.05]]]).log()
+    assert teacher.divergence(astray).item() == pytest.approx(0, abs=1e-6)
+
+
+@given(SEEDS, st.sampled_from([0.1, 1.0, 5.0, 30.0]), SCALES, st.sampled_from([1, 3, 20]))
+@settings(max_examples=60, deadline=None)
+def test_renormalised_it_is_the_exact_divergence_among_the_top_tokens(
+    seed: int, scale: float, apart: float, top_k: int
+) -> None:
+    dense = _logits(seed, 20, scale)
+    candidate = dense + _logits(seed + 1, 20, apart)
+    teacher = TeacherDistributions.from_logits(dense, top_k)
+    ids = teacher.ids.long()
+    whole = exact(dense.gather(-1, ids), candidate.gather(-1, ids))
+    measured = RenormalisedTeacher.of(teacher)[1:].divergence(candidate[1:]).numpy()
+    np.testing.assert_allclose(measured, whole[1:], rtol=1e-4, atol=1e-4 * max(1.0, scale))

@@ -120,7 +120,7 @@ def test_the_dense_layout_does_not_diverge(tiny_llama: Callable[..., Path], dtyp
     # Levels that are fitted towards the dense model undo what the layers before have lost, and
     # overdo it where those have lost nothing.
     lab = Lab(folder, getattr(torch, dtype), dense_target=0.0)
-    measured = lab.evaluator().divergences(dense_layout(lab.decoder.facts), 6)
+    measured = lab.evaluator().divergences(dense_layout(lab.decoder.facts), slice(0, 6))
     assert measured.dtype == torch.float64 and measured.shape == (6,)
     assert measured.abs().max() < 1e-6
 
@@ -133,31 +133,86 @@ def test_a_candidate_diverges_as_its_masked_and_refitted_model_does(
     expected = lab.expected(layout)
     assert expected.min() > 0.01
     evaluator = lab.evaluator()
-    torch.testing.assert_close(evaluator.divergences(layout, 6), expected, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(evaluator.divergences(layout, 3), expected[:3], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        evaluator.divergences(layout, slice(0, 6)), expected, rtol=1e-4, atol=1e-6
+    )
+    torch.testing.assert_close(
+        evaluator.divergences(layout, slice(0, 3)), expected[:3], rtol=1e-4, atol=1e-6
+    )
     assert evaluator.token_forwards == (6 + 3) * 13
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 1, 20_000])
-def test_a_small_cache_changes_no_score_and_stays_small(lab: Lab, cache_bytes: int) -> None:
-    roomy, tight = lab.evaluator(), lab.evaluator(cache_bytes=cache_bytes)
+@pytest.mark.parametrize("cut_bytes", [0, 1, 20_000])
+def test_a_small_cache_changes_no_score_and_stays_small(lab: Lab, cut_bytes: int) -> None:
+    roomy, tight = lab.evaluator(), lab.evaluator(cut_bytes=cut_bytes)
     for layout in [*LAYOUTS, *reversed(LAYOUTS), *LAYOUTS]:
-        assert torch.equal(roomy.divergences(layout, 2), tight.divergences(layout, 2))
-    held = sum(p.nbytes for layer in tight._cache.values() for p in layer.parameters())
-    assert held == tight._cached_bytes
-    assert held <= cache_bytes or len(tight._cache) == 1
-    assert len(roomy._cache) > 2 * len(tight._cache)
+        assert torch.equal(
+            roomy.divergences(layout, slice(0, 2)), tight.divergences(layout, slice(0, 2))
+        )
+    held = sum(p.nbytes for layer in tight._cuts.values() for p in layer.parameters())
+    assert held == cut_bytes - tight._cut_bytes_left
+    assert held <= cut_bytes or len(tight._cuts) == 1
+    assert len(roomy._cuts) > 2 * len(tight._cuts)
 
 
 def test_scores_do_not_depend_on_what_was_scored_before(lab: Lab) -> None:
     evaluator = lab.evaluator()
-    together = [evaluator.divergences(layout, 6) for layout in LAYOUTS]
+    together = [evaluator.divergences(layout, slice(0, 6)) for layout in LAYOUTS]
     for layout, score in zip(LAYOUTS, together, strict=True):
-        assert torch.equal(lab.evaluator().divergences(layout, 6), score)
+        assert torch.equal(lab.evaluator().divergences(layout, slice(0, 6)), score)
 
 
 def test_bf16_models_are_scored_too(tiny_llama: Callable[..., Path]) -> None:
     folder = tiny_llama(layers=3, hidden=32, head_dim=DIM, ffn=FFN, tied=True, dtype="bfloat16")
     lab = Lab(folder, torch.bfloat16)
-    measured, expected = lab.evaluator().divergences(LAYOUTS[1], 6), lab.expected(LAYOUTS[1])
+    measured, expected = (
+        lab.evaluator().divergences(LAYOUTS[1], slice(0, 6)),
+        lab.expected(LAYOUTS[1]),
+    )
     torch.testing.assert_close(measured, expected, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("state_bytes", [0, 30_000, 2**30])
+def test_a_candidate_scores_alike_from_the_start_and_from_kept_states(
+    lab: Lab, state_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_module, "BATCH_TOKENS", 30)
+    base = LAYOUTS[1]
+    near = [
+        base,
+        _layout((4, 2, 24), (2, 1, 7), (1, 1, 12)),  # the last sublayer only
+        _layout((4, 2, 24), (2, 1, 7), (4, 2, 3)),
+        _layout((4, 2, 24), (0, 0, 7), (1, 1, 3)),
+        _layout((4, 2, 7), (2, 1, 7), (1, 1, 3)),
+        _layout((2, 1, 24), (2, 1, 7), (1, 1, 3)),  # the first sublayer
+    ]
+    cached = lab.evaluator(state_bytes=state_bytes)
+    plain = [lab.evaluator().divergences(layout, slice(0, 6)) for layout in near]
+    torch.testing.assert_close(cached.rebase(base), plain[0], rtol=0, atol=1e-5)
+    for layout, expected in zip(near, plain, strict=True):
+        measured = cached.divergences(layout, slice(2, 5))
+        torch.testing.assert_close(measured, expected[2:5], rtol=0, atol=1e-5)
+    assert cached.token_forwards == (6 + 3 * len(near)) * 13
+    held = sum(states.nbytes for states in cached._states.values())
+    assert held <= state_bytes
+
+
+def test_kept_states_save_the_sublayers_that_are_shared(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = lab.evaluator()
+    evaluator.rebase(LAYOUTS[0])
+    ran: list[str] = []
+    attend, feed = lab.decoder.attend, lab.decoder.feed
+
+    def noted(name: str, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def running(*args: object) -> Tensor:
+            ran.append(name)
+            return run(*args)
+
+        return running
+
+    monkeypatch.setattr(lab.decoder, "attend", noted("attention", attend))
+    monkeypatch.setattr(lab.decoder, "feed", noted("mlp", feed))
+    evaluator.divergences(_layout((2, 1, 12), (2, 1, 7), (2, 1, 12)), slice(0, 6))
+    assert ran == ["mlp", "attention", "mlp"]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from itertools import pairwise
@@ -14,8 +15,21 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from prunec.compiler.model.facts import Facts, facts_from_config
-from prunec.compiler.model.layout import LayerSpec, dense_layout, prunable_parameters
-from prunec.compiler.search.budget import Budget, Candidate, InfeasibleTargetError, Shape
+from prunec.compiler.model.layout import (
+    LayerSpec,
+    dense_layout,
+    prunable_parameters,
+    tensor_shapes,
+)
+from prunec.compiler.search.budget import Budget, Candidate, Ceiling, InfeasibleTargetError, Shape
+from prunec.compiler.search.latency import Times, attention_shapes, mlp_widths
+from prunec.compiler.search.price import (
+    Price,
+    kv_price,
+    latency_price,
+    parameter_price,
+    weight_price,
+)
 from prunec.compiler.search.space import Space
 
 SPARSITIES = st.sampled_from([0.01, 0.1, 0.25, 0.375, 0.5, 0.7, 0.9])
@@ -36,10 +50,14 @@ def _facts(**changes: Any) -> Facts:
     return facts_from_config(config | changes)
 
 
+KINDS = ["parameters", "weights", "kv", "latency"]
+ROUNDING = 1e-12  # of sums of milliseconds; all other costs are whole numbers
+
+
 @st.composite
-def budgets(draw: st.DrawFn) -> Budget:
+def all_facts(draw: st.DrawFn) -> Facts:
     heads, kv_heads = draw(HEADS)
-    facts = _facts(
+    return _facts(
         hidden_size=draw(st.sampled_from([24, 96])),
         intermediate_size=draw(st.sampled_from([80, 97, 160, 173])),
         num_hidden_layers=draw(st.integers(1, 5)),
@@ -48,9 +66,76 @@ def budgets(draw: st.DrawFn) -> Budget:
         head_dim=draw(st.sampled_from([2, 8, 16])),
         attention_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
+        tie_word_embeddings=draw(st.booleans()),
     )
+
+
+@st.composite
+def budgets(draw: st.DrawFn) -> Budget:
+    facts = draw(all_facts())
     tied, multiple = draw(st.booleans()), draw(st.sampled_from([1, 8, 16, 24]))
     return Budget(facts, draw(SPARSITIES), multiple, tied, _rules(facts, tied))
+
+
+@st.composite
+def ceilings(draw: st.DrawFn) -> Budget:
+    """Budgets of all kinds that may not be exceeded, from almost nothing to almost everything."""
+    facts = draw(all_facts())
+    tied, multiple = draw(st.booleans()), draw(st.sampled_from([1, 8, 16, 24]))
+    price = _price(draw(st.sampled_from(KINDS)), facts)
+    ceiling = _ceiling(facts, price, draw(st.floats(0.001, 0.999)))
+    return Budget(facts, ceiling, multiple, tied, _rules(facts, tied))
+
+
+def _price(kind: str, facts: Facts) -> Price:
+    match kind:
+        case "parameters":
+            return parameter_price(facts)
+        case "weights":
+            return weight_price(facts, 2)
+        case "kv":
+            return kv_price(facts, 4)
+    return latency_price(_times(facts))
+
+
+def _times(facts: Facts) -> Times:
+    """A machine on which starting a sublayer costs as much as a good part of its work."""
+    attention = {(q, kv): 1e-4 + 3e-6 * q * kv**0.5 for q, kv in attention_shapes(facts)}
+    mlp = {width: 2e-4 + 1e-6 * width**1.1 for width in mlp_widths(facts, 16)}
+    return Times(1e-3, attention, mlp)
+
+
+def _ceiling(facts: Facts, price: Price, share: float) -> Ceiling:
+    """So large a share of what the dense model's layers cost, above what a model costs anyway."""
+    layer = price.attention((facts.query_heads, facts.kv_heads)) + price.mlp(facts.ffn)
+    limit = price.constant + share * facts.layers * layer
+    return Ceiling(price, limit if price.unit == "ms" else int(limit))
+
+
+def limit_of(budget: Budget) -> float:
+    assert isinstance(budget.target, Ceiling)
+    return budget.target.limit
+
+
+def total_cost(budget: Budget, candidate: Candidate) -> float:
+    """What a candidate costs, counted from its tensors' shapes one by one."""
+    facts, layout = budget.facts, budget.layout(candidate)
+    tensors = tensor_shapes(facts, layout)
+    match budget.price.unit:
+        case "prunable parameters":
+            return sum(math.prod(s) for name, s in tensors.items() if "_proj." in name)
+        case "parameters":
+            return sum(math.prod(s) for s in tensors.values())
+        case "bytes of weights":
+            return sum(2 * math.prod(s) for s in tensors.values())
+        case "bytes of KV cache a token":
+            cached = ("k_proj.weight", "v_proj.weight")
+            return sum(4 * s[0] for name, s in tensors.items() if name.endswith(cached))
+    times = _times(facts)
+    attention = sum(times.attention[shape] for shape in candidate.shapes if shape != (0, 0))
+    widths, seconds = zip(*sorted(times.mlp.items()), strict=True)
+    mlp = sum(float(np.interp(width, widths, seconds)) for width in candidate.widths if width)
+    return 1e3 * (times.constant + attention + mlp)
 
 
 def _rules(facts: Facts, tied: bool) -> Callable[[int, int], bool]:
@@ -87,7 +172,8 @@ def assert_legal(budget: Budget, candidate: Candidate) -> None:
 def test_the_uniform_layout_has_the_size_or_there_is_none(budget: Budget) -> None:
     facts, layers = budget.facts, budget.facts.layers
     dense = prunable_parameters(facts, dense_layout(facts))
-    wanted = (1 - budget.sparsity) * dense
+    assert isinstance(budget.target, float)
+    wanted = (1 - budget.target) * dense
     legal = [*range(0, facts.ffn, budget.multiple_of), facts.ffn]
     legal = legal[1:] if budget.tied else legal
     assume(len(legal) > 2)
@@ -159,6 +245,71 @@ def test_a_step_as_large_as_the_mlp_is_no_crash(tied: bool, multiple: int) -> No
     assert_legal(budget, candidate)
 
 
+# --- costs ----------------------------------------------------------------------------------------
+
+
+@given(budgets() | ceilings(), st.data())
+@settings(max_examples=150, deadline=None)
+def test_every_kind_of_cost_is_what_the_tensors_of_a_layout_add_up_to(
+    budget: Budget, data: st.DataObject
+) -> None:
+    layers = budget.facts.layers
+    shapes, widths = st.sampled_from(budget.shapes), st.sampled_from(budget.widths)
+    candidate = Candidate(
+        tuple(data.draw(shapes) for _ in range(layers)),
+        tuple(data.draw(widths) for _ in range(layers)),
+    )
+    counted = total_cost(budget, candidate)
+    assert budget.price.constant + budget.size(candidate) == pytest.approx(counted, rel=ROUNDING)
+    if isinstance(budget.target, Ceiling) and counted != pytest.approx(limit_of(budget)):
+        assert budget.fits(candidate) == (counted < limit_of(budget))
+
+
+@given(ceilings())
+@settings(max_examples=300, deadline=None)
+def test_the_uniform_layout_comes_close_to_a_ceiling_from_below(budget: Budget) -> None:
+    facts, layers, limit = budget.facts, budget.facts.layers, limit_of(budget)
+    try:
+        candidate = Candidate.of(budget.uniform_layout())
+    except InfeasibleTargetError:
+        # Then even the smallest of everything is too much.
+        smallest = Candidate((budget.shapes[-1],) * layers, (budget.widths[0],) * layers)
+        if budget.mlp_is_free:
+            smallest = Candidate(
+                (min(budget.shapes, key=budget.attention_size),) * layers, smallest.widths
+            )
+        assert total_cost(budget, smallest) > limit * (1 - ROUNDING)
+        return
+    assert_legal(budget, candidate)
+    cost = total_cost(budget, candidate)
+    assert cost <= limit * (1 + ROUNDING)
+    if budget.mlp_is_free:
+        assert {*candidate.widths} == {facts.ffn}
+        if not budget.tied:  # a KV head of one layer is the unit
+            assert limit - cost < 2 * 4 * facts.head_dim
+    elif not budget.tied and {*candidate.widths} != {facts.ffn}:
+        assert limit - cost <= budget.unit * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_ceiling_beyond_what_is_possible_says_what_is(kind: str) -> None:
+    facts = _facts()
+    price = _price(kind, facts)
+    for share, tied in ((1.0, False), (1.5, False), (0.0001, True)):
+        budget = Budget(facts, _ceiling(facts, price, share), 16, tied, _rules(facts, tied))
+        with pytest.raises(InfeasibleTargetError, match="the least that is possible is") as caught:
+            budget.uniform_layout()
+        assert price.unit in str(caught.value)
+
+
+def test_a_width_that_an_export_cannot_express_is_not_there() -> None:
+    facts = _facts()
+    budget = Budget(
+        facts, 0.5, 16, False, _rules(facts, False), lambda width: width > 0 and width % 32 == 0
+    )
+    assert budget.widths == (32, 64, 96, 128, 160)
+
+
 # --- the path that tied layers share --------------------------------------------------------------
 
 
@@ -221,8 +372,62 @@ def test_every_mutation_is_legal_on_its_paths_and_of_the_size_asked_for(
         assert all(shape in path for shape, path in zip(child.shapes, paths, strict=True))
         size = prunable_parameters(budget.facts, budget.layout(child))
         assert budget.size(child) == size
-        assert abs(size - budget.parameters) <= budget.unit / 2
+        assert abs(size - budget.limit) <= budget.unit / 2
         parent = child
+
+
+@given(ceilings(), st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 4]), st.integers(1, 4))
+@settings(max_examples=150, deadline=None)
+def test_no_mutation_ever_exceeds_a_ceiling(
+    budget: Budget, seed: int, levels: int, most: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    try:
+        parent = Candidate.of(budget.uniform_layout())
+    except InfeasibleTargetError:
+        assume(False)
+    paths = tuple(_random_path(budget, rng, shape) for shape in parent.shapes)
+    if budget.tied:
+        paths = paths[:1] * budget.facts.layers
+    space = Space(budget, paths)
+    for _ in range(30):
+        child = space.mutate(parent, levels * budget.multiple_of, rng, most)
+        if child is None:
+            continue
+        assert_legal(budget, child)
+        assert all(shape in path for shape, path in zip(child.shapes, paths, strict=True))
+        assert total_cost(budget, child) <= limit_of(budget) + ROUNDING * limit_of(budget)
+        if budget.mlp_is_free:
+            assert {*child.widths} == {budget.facts.ffn}
+        parent = child
+
+
+@pytest.mark.parametrize("seed", [int.from_bytes(os.urandom(4), "big")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_mutations_under_a_ceiling_reach_far_and_use_what_is_free(kind: str, seed: int) -> None:
+    facts = _facts(hidden_size=256, intermediate_size=704, num_hidden_layers=6, head_dim=32)
+    price = _price(kind, facts)
+    budget = Budget(facts, _ceiling(facts, price, 0.6), 16, False, _rules(facts, False))
+    parent = start = Candidate.of(budget.uniform_layout())
+    rng = np.random.default_rng(seed)
+    paths = tuple(_random_path(budget, rng, shape) for shape in parent.shapes)
+    space = Space(budget, paths)
+    found, tries = set(), 0
+    for _ in range(20):
+        children = [space.mutate(parent, 80, rng, 4) for _ in range(10)]
+        tries += len(children)
+        kept = [child for child in children if child is not None]
+        found |= {*kept} - {start}
+        # A neuron a layer is the least that is moved; attention steps differ in size.
+        unit = max(map(budget.attention_size, budget.shapes)) / 4
+        unit = unit if budget.mlp_is_free else budget.unit
+        assert all(budget.limit - budget.size(child) < unit for child in kept)
+        parent = kept[0] if kept else parent
+    # Few layers, and only their KV heads to move: many children are alike.
+    assert len(found) > (10 if budget.mlp_is_free else 60)
+    for layer in range(6):
+        assert len({child.shapes[layer] for child in found}) >= 2
+        assert budget.mlp_is_free or len({child.widths[layer] for child in found}) >= 3
 
 
 @pytest.mark.parametrize("seed", [int.from_bytes(os.urandom(4), "big")])

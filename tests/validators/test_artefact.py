@@ -131,6 +131,36 @@ def test_per_layer_shapes_come_from_the_tensors(pruned: Path) -> None:
     assert artefact.recipe == "method: {kind: [tyr]}\n"
 
 
+def test_uneven_query_heads_are_taken_from_the_config_if_they_add_up(pruned: Path) -> None:
+    # Layer 0 gets its second KV head back, which then serves one of three query heads.
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        for name, rows in (("q", 24), ("k", 16), ("v", 16)):
+            tensors[f"{FIRST}self_attn.{name}_proj.weight"] = torch.zeros(rows, 32)
+        tensors[f"{FIRST}self_attn.o_proj.weight"] = torch.zeros(32, 24)
+
+    edit_tensors(pruned, widen)
+    keys = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+    shapes: list[dict[str, Any]] = [
+        dict(zip(keys, sizes, strict=True)) for sizes in ((3, 2, 32), (0, 0, 48))
+    ]
+    edit_config(pruned, layer_shapes=shapes)
+    assert inspect(pruned).problems == ("layer 0: 3 query heads do not share 2 KV heads evenly",)
+    shapes[0]["query_groups"] = [2, 1]
+    edit_config(pruned, layer_shapes=shapes)
+    artefact = inspect(pruned)
+    assert artefact.problems == () and artefact.weights is not None
+    assert artefact.weights.layers[0] == LayerShape(3, 2, 8, 32, (2, 1))
+    assert artefact.as_dict()["weights"]["layers"][0]["query_groups"] == [2, 1]
+    for wrong in ([1, 1], [3], [3, 0], "2+1", [True, 2]):
+        shapes[0]["query_groups"] = wrong
+        edit_config(pruned, layer_shapes=shapes)
+        (problem,) = inspect(pruned).problems
+        assert problem == (
+            f"layer 0: config.json says query_groups {wrong!r}; the tensors hold 3 query heads on "
+            "2 KV heads"
+        )
+
+
 def test_an_untouched_build_has_no_problems_and_a_verdict(build: Path) -> None:
     artefact = inspect(build)
     assert (artefact.kind, artefact.passed, artefact.problems) == ("build", True, ())

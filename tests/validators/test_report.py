@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from prunec.validators.gates import judge_max_ratio
+from prunec.validators.pictures import PICTURE_FILES
 from prunec.validators.report import (
     CompletionResult,
     Cost,
@@ -22,6 +24,7 @@ from prunec.validators.report import (
     SearchPoint,
     SearchResult,
     StepCost,
+    SurrogateResult,
     append_step_summary,
     render_table,
     write_report,
@@ -147,7 +150,7 @@ def test_report_md_gives_the_verdict_first_then_the_numbers(report: Report, tmp_
 def test_the_layer_picture_shows_shares_of_the_dense_model(report: Report, tmp_path: Path) -> None:
     write_report(replace(report, layers=[layer(4, 2, 352), layer(0, 0, 2)]), tmp_path)
     lines = (tmp_path / "report.md").read_text("utf-8").splitlines()
-    first, second = lines[lines.index("## Layers") + 4 :][:2]
+    first, second = lines[lines.index("```") + 2 :][:2]
     half, none, trace = "█" * 8 + "·" * 8, "·" * 16, "▏" + "·" * 15
     assert first == f"    0  {half} 4/8  {half} 2/4  {half} 352/704"
     assert second == f"    1  {none} 0/8  {none} 0/4  {trace}   2/704"
@@ -167,14 +170,59 @@ def test_a_report_without_the_optional_parts_is_whole(report: Report, tmp_path: 
     assert "Perplexity was not measured." in (tmp_path / "report.md").read_text("utf-8")
 
 
-def test_a_rewritten_report_replaces_both_files_and_leaves_nothing_else(
+def test_a_rewritten_report_replaces_all_files_and_leaves_nothing_else(
     report: Report, tmp_path: Path
 ) -> None:
     (tmp_path / ".report.json.partial").write_text("what a killed run left")
     write_report(report, tmp_path)
     write_report(replace(report, recipe="second"), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "report.json",
+        "report.md",
+        *PICTURE_FILES,
+    }
     assert read(tmp_path)["recipe"] == "second"
+    write_report(replace(report, search=None), tmp_path)
+    left = {"report.json", "report.md", "layers.png", "layers.svg"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_an_unchanged_file_is_not_written_again(report: Report, tmp_path: Path) -> None:
+    # Builds are interrupted: each try must get further than the one before.
+    paths = write_report(report, tmp_path)
+    before = [path.stat().st_ino for path in paths]
+    assert [path.stat().st_ino for path in write_report(report, tmp_path)] == before
+
+
+def test_report_md_shows_the_pictures_and_says_them_in_words(
+    report: Report, tmp_path: Path
+) -> None:
+    write_report(report, tmp_path)
+    text = (tmp_path / "report.md").read_text("utf-8")
+    for name, gist in {"layers": "Dropped whole: attention of layer 1", "search": "falls"}.items():
+        [(words, *links)] = re.findall(rf"\[!\[(.*?)\]\(({name}\..*?)\)\]\((.*?)\)", text)
+        assert gist in words
+        assert all((tmp_path / link).is_file() for link in links)
+
+
+def test_the_surrogate_of_each_round_is_judged(report: Report, tmp_path: Path) -> None:
+    search = SearchResult(
+        Divergence(0.9, 0.5),
+        (SearchPoint(1, 3, 1000, 0.6), SearchPoint(2, 1, 2000, 0.55), SearchPoint(3, 1, 3000, 0.5)),
+        (SurrogateResult(1, 0.912, 24), SurrogateResult(2, None, 8, "all probes measured alike")),
+    )
+    report = replace(report, search=search)
+    write_report(report, tmp_path)
+    lines = (tmp_path / "report.md").read_text("utf-8").splitlines()
+    assert "| 1 | 3 | 1,000 | 0.6000 | 24 | 0.91 |" in lines
+    assert "| 2 | 1 | 2,000 | 0.5500 | 8 | not measured |" in lines
+    assert "| 3 | 1 | 3,000 | 0.5000 |  |  |" in lines
+    fallback = "Round 2 went on without its surrogate: all probes measured alike."
+    assert fallback in lines
+    assert read(tmp_path)["search"]["surrogates"][1]["fell_back"] == "all probes measured alike"
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    render_table(report, console)
+    assert fallback in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_step_summary_is_appended_only_where_ci_asks_for_it(
@@ -187,6 +235,7 @@ def test_the_step_summary_is_appended_only_where_ci_asks_for_it(
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     append_step_summary(report)
     assert summary.read_text("utf-8").startswith("before\n# Passed: quickstart")
+    assert "![" not in summary.read_text("utf-8")  # there is no folder beside it
 
 
 def test_the_terminal_shows_both_models_the_gate_and_the_place(
