@@ -77,7 +77,7 @@ def make_problem(
     gram = loadings @ loadings.T
     gram.diagonal().add_(0.1 * scale.square() * normal(size).exp())
     weight = normal(size, outputs) / size**0.5
-    problem = normal_equations(GramStatistics(gram, gram), weight, damping=0.01, dense_target=0.0)
+    problem = normal_equations(GramStatistics(gram, None), weight, damping=0.01, dense_target=0.0)
     return NormalEquations(problem.gram.to(dtype), problem.target.to(dtype))
 
 

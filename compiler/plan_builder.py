@@ -21,7 +21,7 @@ VERSIONS = {
     "teacher": 1,
     "supernet": 2,
     "search": 2,
-    "resolve": 2,
+    "resolve": 3,
     "published-supernet": 1,
     "published-search": 1,
     "published-layers": 1,

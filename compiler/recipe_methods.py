@@ -26,8 +26,8 @@ DenseTarget = Annotated[
     Field(
         ge=0,
         le=1,
-        description="Share of the least-squares target that is taken from the dense model's "
-        "activations rather than the pruned path's.",
+        description="How far the final weights are fitted to lead the hidden states back to the "
+        "dense model's: 0 takes those of the pruned layers before for right.",
     ),
 ]
 
@@ -65,10 +65,13 @@ class TyrMethod(Section):
         "by what they keep, as in the paper.",
     )
     damping: Damping = 0.01
-    dense_target: DenseTarget = 0.0
+    dense_target: DenseTarget = 0.5
     first_order: FirstOrder = 0.0
     rounds: int = Field(
-        default=2, ge=1, le=8, description="Rounds of supernet and search, from coarse to fine."
+        default=1,
+        ge=1,
+        le=8,
+        description="Rounds of supernet and search, each around the last winner, in finer steps.",
     )
     offspring: int = Field(
         default=16, ge=2, le=1024, description="Layouts proposed in each generation of the search."
@@ -107,7 +110,7 @@ class UniformMethod(Section):
     reads: ClassVar[frozenset[str]] = frozenset({"calibration"})
     kind: Literal["uniform"] = Field(description="How the model is made smaller.")
     damping: Damping = 0.01
-    dense_target: DenseTarget = 0.0
+    dense_target: DenseTarget = 0.5
     first_order: FirstOrder = 0.0
 
 

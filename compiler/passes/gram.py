@@ -46,21 +46,28 @@ def gram_statistics(
     sublayer: Callable[[Tensor], Tensor],
     projection: nn.Linear,
 ) -> GramStatistics:
-    """Sums over the inputs of `projection`, the last linear map of a (dense) sublayer.
+    """Sums for `projection`, the last linear map of a (dense) sublayer.
 
     Both streams run through the dense sublayer's weights; the dense stream is left advanced by
     it, the pruned stream is left where it was.
     """
-    statistics = GramStatistics.empty(projection.in_features, decoder.device)
+    statistics = GramStatistics.empty(
+        projection.in_features,
+        projection.out_features,
+        with_missing=streams.dense is not None,
+        device=decoder.device,
+    )
     seen: list[Tensor] = []
     hook = projection.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
     try:
         for batch in decoder.batches(*streams.pruned.shape[:2]):
             seen.clear()
-            sublayer(streams.pruned[batch])
+            missing = None
+            behind = sublayer(streams.pruned[batch])
             if streams.dense is not None:
                 streams.dense[batch] = sublayer(streams.dense[batch])
-            statistics.add(pruned=seen[0], dense=seen[1] if len(seen) > 1 else None)
+                missing = (streams.dense[batch].float() - behind.float()).flatten(0, 1)
+            statistics.add(seen[0], missing)
     finally:
         hook.remove()
     return statistics

@@ -20,27 +20,32 @@ from prunec.compiler.model.errors import ModelError
 
 @dataclass
 class GramStatistics:
-    """Sums over calibration tokens of the inputs of one linear map, float64.
+    """Sums over calibration tokens for one linear map, float64.
 
-    own:   [d_in, d_in]  X̂ᵀX̂, inputs as the pruned model sees them
-    cross: [d_in, d_in]  X̂ᵀX, against the dense model's inputs for the same tokens; zero until a
-                         batch comes with dense inputs
+    own:     [d_in, d_in]  X̂ᵀX̂, of inputs as the pruned model sees them
+    missing: [d_in, d_out] X̂ᵀD, where D is what the stream behind the sublayer lacks: the dense
+             model's less the pruned one's, were this sublayer still dense; None where nothing
+             is fitted to it
     """
 
     own: Tensor
-    cross: Tensor
+    missing: Tensor | None
 
     @classmethod
-    def empty(cls, d_in: int, device: torch.device | str = "cpu") -> GramStatistics:
-        zeros = torch.zeros(d_in, d_in, dtype=torch.float64, device=device)
-        return cls(zeros, zeros.clone())
+    def empty(
+        cls, d_in: int, d_out: int, *, with_missing: bool, device: torch.device | str = "cpu"
+    ) -> GramStatistics:
+        def zeros(columns: int) -> Tensor:
+            return torch.zeros(d_in, columns, dtype=torch.float64, device=device)
 
-    def add(self, pruned: Tensor, dense: Tensor | None) -> None:
-        """Add a batch of inputs, [tokens, d_in] each: float32 products, float64 sums."""
-        pruned = pruned.float()
-        self.own += pruned.T @ pruned
-        if dense is not None:
-            self.cross += pruned.T @ dense.float()
+        return cls(zeros(d_in), zeros(d_out) if with_missing else None)
+
+    def add(self, inputs: Tensor, missing: Tensor | None) -> None:
+        """Add a batch, [tokens, d_in] and [tokens, d_out]: float32 products, float64 sums."""
+        inputs = inputs.float()
+        self.own += inputs.T @ inputs
+        if self.missing is not None and missing is not None:
+            self.missing += inputs.T @ missing.float()
 
 
 @dataclass(frozen=True)
@@ -56,22 +61,26 @@ def normal_equations(
 ) -> NormalEquations:
     """The damped problem whose solution on all inputs stays close to `weight` [d_in, d_out].
 
-    The output to reproduce is `(1 - r) X̂W + r XW` with r = `dense_target`: at 0 the pruned
-    path's inputs are taken for right, at 1 its accumulated error is corrected towards the dense
-    model. Damping is relative to the mean diagonal of the Gram matrix and pulls towards `weight`,
-    so that dead inputs and rank-deficient Grams are harmless.
+    The output to reproduce is `X̂W + r D` with r = `dense_target` and D as in `GramStatistics`: at
+    0 the pruned path is taken for right, at 1 the sublayer tries to lead the whole stream back to
+    the dense model's, whatever the layers before it have lost. Damping is relative to the mean
+    diagonal of the Gram matrix and pulls towards `weight`, so that dead inputs and rank-deficient
+    Grams are harmless.
 
-    Source: Týr-the-Pruner (arXiv 2503.09657) for the symmetric problem at r = 0.
+    Source: Týr-the-Pruner (arXiv 2503.09657) for the symmetric problem at r = 0; the stream as
+    target ours.
     """
     own = (statistics.own + statistics.own.T).div_(2)
-    if not (torch.isfinite(own).all() and torch.isfinite(statistics.cross).all()):
+    sums = [own] if statistics.missing is None else [own, statistics.missing]
+    if not all(torch.isfinite(matrix).all() for matrix in sums):
         raise ModelError("a NaN or an infinity appeared in the activations of the calibration text")
     weight = weight.to(torch.float64)
     mean = own.diagonal().mean()
     # A layer whose inputs are all zero leaves its weights undetermined: any ridge then keeps them.
     ridge = damping * (mean if mean > 0 else torch.ones_like(mean))
-    mixed = torch.lerp(own, statistics.cross, dense_target) if dense_target else own
-    target = (mixed @ weight).addcmul_(weight, ridge)
+    target = (own @ weight).addcmul_(weight, ridge)
+    if statistics.missing is not None:
+        target.add_(statistics.missing, alpha=dense_target)
     own.diagonal().add_(ridge)  # in place: these matrices are large
     return NormalEquations(own, target)
 

@@ -22,10 +22,11 @@ from prunec.compiler.passes.least_squares import (
 
 @dataclass(frozen=True)
 class Regression:
-    """A sublayer's last map: inputs on both paths [tokens, d_in], its weight, how it is fitted."""
+    """A sublayer's last map: its inputs [tokens, d_in], what the stream behind it lacks
+    [tokens, d_out], its weight, how it is fitted."""
 
     pruned: np.ndarray
-    dense: np.ndarray
+    missing: np.ndarray
     weight: np.ndarray
     damping: float
     dense_target: float
@@ -38,16 +39,15 @@ class Regression:
 
     @property
     def target(self) -> np.ndarray:
-        own, cross = self.pruned @ self.weight, self.dense @ self.weight
-        return np.asarray((1 - self.dense_target) * own + self.dense_target * cross)
+        return np.asarray(self.pruned @ self.weight + self.dense_target * self.missing)
 
     def equations(self) -> NormalEquations:
-        pruned, dense = torch.from_numpy(self.pruned), torch.from_numpy(self.dense)
+        pruned, missing = torch.from_numpy(self.pruned), torch.from_numpy(self.missing)
         own = pruned.T @ pruned
         own += self.asymmetry * own.abs().max() * torch.ones_like(own).triu(1)
         own -= self.asymmetry * own.abs().max() * torch.ones_like(own).tril(-1)
         return normal_equations(
-            GramStatistics(own, pruned.T @ dense),
+            GramStatistics(own, pruned.T @ missing),
             torch.from_numpy(self.weight),
             damping=self.damping,
             dense_target=self.dense_target,
@@ -74,9 +74,9 @@ def regressions(draw: st.DrawFn) -> Regression:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     d_in, d_out = draw(st.sampled_from([1, 2, 5, 13, 31])), draw(st.sampled_from([1, 7]))
     tokens = draw(st.sampled_from([1, 3, 40]))
-    dense = rng.standard_normal((tokens, d_in)) @ rng.standard_normal((d_in, d_in))
-    dense *= np.exp(draw(st.sampled_from([0, 2])) * rng.standard_normal(d_in))
-    pruned = dense + draw(st.sampled_from([0, 0.3])) * rng.standard_normal(dense.shape)
+    pruned = rng.standard_normal((tokens, d_in)) @ rng.standard_normal((d_in, d_in))
+    pruned *= np.exp(draw(st.sampled_from([0, 2])) * rng.standard_normal(d_in))
+    missing = draw(st.sampled_from([0, 1.0])) * rng.standard_normal((tokens, d_out))
     if draw(st.booleans()):
         pruned[:, rng.integers(d_in)] = 0
     if draw(st.booleans()):
@@ -87,7 +87,7 @@ def regressions(draw: st.DrawFn) -> Regression:
     dense_target = draw(st.sampled_from([0.0, 0.5, 1.0]))
     # Products in float32 need not come out symmetric.
     asymmetry = draw(st.sampled_from([0.0, 1e-6]))
-    return Regression(pruned, dense, weight, damping, dense_target, asymmetry)
+    return Regression(pruned, missing, weight, damping, dense_target, asymmetry)
 
 
 @given(regressions(), st.randoms(use_true_random=False))
@@ -137,8 +137,8 @@ def test_removing_nothing_changes_nothing_whatever_the_inputs(seed: int, tokens:
     rng = np.random.default_rng(seed)
     inputs, weight = rng.standard_normal((tokens, 9)), rng.standard_normal((9, 4))
     inputs[:, 3] = 0
-    # The other path must have no say at r = 0.
-    problem = Regression(inputs, rng.standard_normal((tokens, 9)), weight, 0.01, 0.0)
+    # What is missing must have no say at r = 0.
+    problem = Regression(inputs, rng.standard_normal((tokens, 4)), weight, 0.01, 0.0)
     order = torch.from_numpy(rng.permutation(9))
     _, solved = NestedSolution.solve(problem.equations(), order).weight(9)
     np.testing.assert_allclose(solved.numpy(), weight, rtol=0, atol=1e-12)
@@ -146,7 +146,8 @@ def test_removing_nothing_changes_nothing_whatever_the_inputs(seed: int, tokens:
 
 def test_inputs_that_are_all_zero_keep_their_weights_at_every_size() -> None:
     weight = torch.arange(1.0, 19.0, dtype=torch.float64).reshape(6, 3)
-    problem = normal_equations(GramStatistics.empty(6), weight, damping=0.01, dense_target=0.5)
+    statistics = GramStatistics.empty(6, 3, with_missing=True)
+    problem = normal_equations(statistics, weight, damping=0.01, dense_target=0.5)
     solution = NestedSolution.solve(problem, torch.arange(6))
     for size in range(7):
         torch.testing.assert_close(solution.weight(size)[1], weight[:size])
@@ -155,25 +156,27 @@ def test_inputs_that_are_all_zero_keep_their_weights_at_every_size() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_statistics_are_sums_over_batches_of_unrounded_products(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    pruned, dense = torch.randn(2, 301, 7, generator=generator).to(dtype).unbind()
-    statistics = GramStatistics.empty(7)
+    inputs = torch.randn(301, 7, generator=generator).to(dtype)
+    missing = torch.randn(301, 3, generator=generator).to(dtype)
+    statistics = GramStatistics.empty(7, 3, with_missing=True)
     for start in range(0, 301, 43):
         batch = slice(start, start + 43)
-        statistics.add(pruned=pruned[batch], dense=dense[batch])
-    pruned, dense = pruned.double(), dense.double()
-    assert statistics.own.dtype == statistics.cross.dtype == torch.float64
-    torch.testing.assert_close(statistics.own, pruned.T @ pruned, rtol=0, atol=1e-3)
-    torch.testing.assert_close(statistics.cross, pruned.T @ dense, rtol=0, atol=1e-3)
+        statistics.add(inputs[batch], missing[batch])
+    inputs, missing = inputs.double(), missing.double()
+    assert statistics.missing is not None
+    assert statistics.own.dtype == statistics.missing.dtype == torch.float64
+    torch.testing.assert_close(statistics.own, inputs.T @ inputs, rtol=0, atol=1e-3)
+    torch.testing.assert_close(statistics.missing, inputs.T @ missing, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("path", ["pruned", "dense"])
+@pytest.mark.parametrize("which", ["inputs", "missing"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_activations_that_are_not_finite_are_refused_on_either_path(
-    path: str, value: float
+    which: str, value: float
 ) -> None:
-    inputs = {"pruned": torch.randn(5, 4), "dense": torch.randn(5, 4)}
-    inputs[path][2, 1] = value
-    statistics = GramStatistics.empty(4)
-    statistics.add(**inputs)
+    batch = {"inputs": torch.randn(5, 4), "missing": torch.randn(5, 2)}
+    batch[which][2, 1] = value
+    statistics = GramStatistics.empty(4, 2, with_missing=True)
+    statistics.add(**batch)
     with pytest.raises(ModelError, match="NaN or an infinity"):
         normal_equations(statistics, torch.randn(4, 2), damping=0.01, dense_target=0.5)

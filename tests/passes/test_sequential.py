@@ -79,12 +79,26 @@ def _inputs(model: LlamaForCausalLM, projection: nn.Linear, ids: Tensor) -> np.n
     return seen[0].flatten(0, 1).double().numpy()
 
 
+@torch.no_grad()
+def _behind(model: LlamaForCausalLM, index: int, sublayer: str, ids: Tensor) -> np.ndarray:
+    """[tokens, hidden] float64: the stream behind a layer's attention or MLP."""
+    seen: list[Tensor] = []
+    layer = model.model.layers[index]
+    if sublayer == "self_attn":
+        norm = layer.post_attention_layernorm
+        hook = norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    else:
+        hook = layer.register_forward_hook(lambda _, args, out: seen.append(out))
+    model(ids)
+    hook.remove()
+    return seen[0].flatten(0, 1).double().numpy()
+
+
 def _refit(
-    pruned: np.ndarray, dense: np.ndarray, weight: np.ndarray, kept: list[int], solver: Solver
+    pruned: np.ndarray, missing: np.ndarray, weight: np.ndarray, kept: list[int], solver: Solver
 ) -> np.ndarray:
     """[kept, d_out]: damped least squares on the columns that stay; weight: [d_in, d_out]."""
-    r = solver.dense_target
-    target = (1 - r) * pruned @ weight + r * dense @ weight
+    target = pruned @ weight + solver.dense_target * missing
     pull = np.sqrt(solver.damping * (pruned**2).sum(axis=0).mean())
     design = np.vstack([pruned[:, kept], pull * np.eye(len(kept))])
     fitted: np.ndarray = np.linalg.lstsq(
@@ -149,15 +163,23 @@ def test_every_layer_is_fitted_to_what_the_pruned_layers_before_it_send(
             ("mlp.down_proj.weight", lambda layer: layer.mlp.down_proj, cut.selection.neurons),
         ):
             weight = last(there).weight.detach().double().numpy().T
-            inputs = _inputs(dense, last(there), ids)
-            expected = _refit(_inputs(pruned, last(here), ids), inputs, weight, list(kept), solver)
+            sublayer = name.partition(".")[0]
+            wanted = _behind(dense, index, sublayer, ids)
+
+            def refit() -> np.ndarray:
+                # The sublayer itself is still dense here.
+                missing = wanted - _behind(pruned, index, sublayer, ids)  # noqa: B023
+                inputs = _inputs(pruned, last(here), ids)  # noqa: B023
+                return _refit(inputs, missing, weight, list(kept), solver)  # noqa: B023
+
+            expected = refit()
             if kept:
                 assert _close(cut.tensors[name], expected), (index, name)
             if name.startswith("mlp") and kept and not own_attention_matters:
                 # As if down_proj had been fitted before its own block's attention was pruned.
                 saved = here.self_attn.o_proj.weight.detach().clone()
                 here.self_attn.o_proj.weight.data = there.self_attn.o_proj.weight.detach().clone()
-                stale = _refit(_inputs(pruned, last(here), ids), inputs, weight, list(kept), solver)
+                stale = refit()
                 here.self_attn.o_proj.weight.data = saved
                 own_attention_matters = not _close(cut.tensors[name], stale)
             _install(last(here), list(kept), expected)
