@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -199,9 +198,7 @@ def test_the_valid_recipe_is_valid(recipe: Path) -> None:
 def test_a_broken_recipe_gets_one_placed_sentence(recipe: Path, broken: Broken) -> None:
     assert broken.old in VALID
     recipe.write_bytes(VALID.replace(broken.old, broken.new, 1).encode())
-    start = time.monotonic()
     (mistake,) = mistakes(recipe)
-    assert time.monotonic() - start < 5
     assert mistake.where == f"{recipe}:{broken.at}"
     assert broken.says in mistake.message
     assert broken.hints in (mistake.hint or "")

@@ -72,6 +72,7 @@ class Separable:
                 for costs, factor in zip(self.mlp, factors[1], strict=True)
             ],
         )
+        self.costs = [np.interp(np.arange(65), list(c), list(c.values())) for c in self.mlp]
         self.noise = noise
         self.windows_scored = 0
         self.calls: list[tuple[Layout, slice]] = []
@@ -80,7 +81,7 @@ class Separable:
         return float(
             sum(
                 attention[spec.query_heads, spec.kv_heads] + mlp[spec.ffn]
-                for spec, attention, mlp in zip(layout, self.attention, self.mlp, strict=True)
+                for spec, attention, mlp in zip(layout, self.attention, self.costs, strict=True)
             )
         )
 
@@ -180,6 +181,34 @@ def test_a_winner_is_legal_has_the_size_and_has_run_on_all_windows(kind: str) ->
     assert max(races.values()) == 1 or kind == "surrogate"  # a probe may contend later
     if kind != "surrogate":  # its probes are larger or smaller, and never win
         assert len(contenders) == len(races)
+
+
+@every_searcher
+@given(
+    st.sets(st.sampled_from([s for s in PATH if s != (2, 1)])),
+    st.sampled_from([8, 16, 24]),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=10, deadline=None)
+def test_nothing_is_tried_that_an_export_cannot_express(
+    kind: str, forbidden: set[tuple[int, int]], multiple_of: int, tied: bool, seed: int
+) -> None:
+    def is_legal(queries: int, kv: int) -> bool:
+        return (queries, kv) not in forbidden
+
+    path = tuple(shape for shape in PATH if is_legal(*shape))
+    budget = Budget(_space().budget.facts, 0.5, multiple_of, tied, is_legal)
+    space = Space(budget, (path,) * 3)
+    scorer = Separable(space, seed)
+    start = Candidate(((2, 1),) * 3, _start(space).widths)
+    searcher = SEARCHERS[kind](space, scorer)
+    asked = _settings(step=2 * multiple_of)
+    search(searcher, space, scorer, start, asked, Allowance(2_000))
+    for layout, _ in scorer.calls:
+        assert {(spec.query_heads, spec.kv_heads) for spec in layout} <= set(path)
+        assert {spec.ffn for spec in layout} <= set(budget.widths)
+        assert len(set(layout)) == 1 or not tied
 
 
 @every_searcher
