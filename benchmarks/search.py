@@ -29,8 +29,8 @@ from search_plot import draw
 from search_results import Result, ResultFile, costs_table, pairs_table, remarks
 
 from prunec.compiler.diagnostics import UserError
-from prunec.compiler.plan import digest
-from prunec.compiler.plan_builder import VERSIONS
+from prunec.compiler.plan_builder import Subject
+from prunec.compiler.planner import make_plan
 from prunec.compiler.recipe_file import load_recipe
 from prunec.compiler.subject import subject_for_plan
 
@@ -109,7 +109,7 @@ def cases_of(
     """All builds in their order: seeds outermost, so that early results span all targets."""
     for seed in arguments.seeds:
         for model in arguments.models:
-            identity = ""
+            subject: Subject | None = None
             for sparsity in arguments.sparsity:
                 common = (
                     f"model.source={model.resolve()}",
@@ -125,9 +125,10 @@ def cases_of(
                     # The method first: what others set may belong to it.
                     settings = (*its_own[:1], *common, *its_own[1:])
                     recipe = load_recipe(QUICKSTART, settings)
-                    identity = identity or subject_for_plan(recipe.model).identity
-                    # Validated, so that a default which changes changes the key.
-                    key = digest([recipe.model_dump(mode="json"), identity, VERSIONS])
+                    subject = subject or subject_for_plan(recipe.model)
+                    # What decides the bytes, and nothing else: a default that changes, or a
+                    # version, has those measured again that it concerns.
+                    key = make_plan(recipe, subject, QUICKSTART.parent).fingerprint
                     if (same := taken.setdefault(key, name)) == name:
                         yield Case(model, sparsity, seed, name, settings, key)
                     elif (seed, model, sparsity) == _first_target(arguments):

@@ -273,7 +273,7 @@ def test_a_mistake_in_an_option_points_at_the_option(recipe: Path) -> None:
         ("method.faithful=1", "method.faithful is 1; it must be true or false"),
         ("method.accumulation=weighted_mean", "is read with `faithful: true` only"),
         (
-            "method={kind: tyr, dense_target: 0.5, faithful: true}",
+            "method={kind: tyr, dense_target: 0.3, faithful: true}",
             "method.dense_target is not read with `faithful: true`",
         ),
         (

@@ -184,7 +184,8 @@ def test_planning_a_large_model_takes_neither_network_nor_torch(prunec_process: 
         epilogue="assert not {'torch', 'transformers', 'matplotlib'} & sys.modules.keys()",
     )
     assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["steps"]) > 10
+    kinds = {step["kind"] for step in json.loads(done.stdout)["steps"]}
+    assert {"tokens", "teacher", "supernet", "search", "resolve", "export"} <= kinds
 
 
 def test_a_second_build_does_nothing_again(
