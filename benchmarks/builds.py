@@ -24,13 +24,15 @@ class BuildFailedError(Exception):
 
 @dataclass(frozen=True)
 class Build:
-    """report: the content of report.json; peak_bytes: the most memory that the process held.
+    """report: the content of report.json; peak_bytes: the most memory that the process held;
+    cpu_seconds: of all its threads, which hardly change with what else the machine does.
 
-    Linux counts towards the latter what the starting process held: keep that one small.
+    Linux counts towards the memory what the starting process held: keep that one small.
     """
 
     report: dict[str, Any]
     peak_bytes: int
+    cpu_seconds: float
 
 
 def build(
@@ -63,7 +65,8 @@ def build(
     report: dict[str, Any] = json.loads(said)
     if report["perplexity"] is None or report["perplexity"]["ratio"] is None:
         raise BuildFailedError(f"{output}: no finite perplexity was measured")
-    return Build(report, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Build(report, peak, usage.ru_utime + usage.ru_stime)
 
 
 def environment(threads: int | None) -> Mapping[str, str]:

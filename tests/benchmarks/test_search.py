@@ -24,6 +24,7 @@ RESULT = Result(
     token_forwards=1000,
     search_token_forwards=800,
     seconds=50.0,
+    cpu_seconds=40.0,
     peak_bytes=2**30,
     threads=1,
     jobs=2,
