@@ -207,7 +207,7 @@ def run_all(cases: Sequence[Case], kept: ResultFile, arguments: argparse.Namespa
                 kept.add(case.key, result)
                 print(
                     f"{label}: excess loss {result.excess_loss:.4f}, "
-                    f"{result.token_forwards:,} token-forwards, {result.cpu_seconds:.0f} CPU seconds",
+                    f"{result.token_forwards:,} token-forwards, {result.cpu_seconds:.0f} CPU s",
                     file=sys.stderr,
                     flush=True,
                 )
