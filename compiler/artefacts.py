@@ -18,7 +18,7 @@ from prunec.compiler.model.layout import layout_from_plain
 from prunec.compiler.plan import Step, digest
 from prunec.compiler.steps.context import Context, Progress, Summary
 from prunec.compiler.store import Entry, LostResultError, file_sha256, sync_tree
-from prunec.exporters import EXPORTERS
+from prunec.exporters import EXPORTERS, exporter_for
 from prunec.exporters.artefact import Provenance
 from prunec.validators.completion import complete_with
 from prunec.validators.loading import open_model
@@ -32,7 +32,7 @@ def run_export(context: Context, step: Step, entry: Entry, progress: Progress) -
     plain = context.found(step, "layers")["layout"]
     layout = layout_from_plain(plain, facts.head_dim)
     kind = step.params["kind"]
-    writer = EXPORTERS[kind].load()
+    writer = exporter_for(step.params).load()
 
     final = context.output / kind
     partial = partial_folder(context.output, kind)

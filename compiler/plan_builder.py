@@ -14,6 +14,7 @@ from prunec.compiler.model.layout import Layout, plain_layout
 from prunec.compiler.plan import Cost, Step, digest
 from prunec.compiler.recipe import MagnitudeMethod, Recipe
 from prunec.compiler.target import target_params
+from prunec.exporters import exporter_for
 
 #: Raised when the code behind a kind of step changes what it writes.
 VERSIONS = {
@@ -85,7 +86,7 @@ class PlanBuilder:
         return target_params(self.recipe) | {
             "multiple_of": target.multiple_of,
             "tied": target.layout == "uniform",
-            "exports": [export.kind for export in self.recipe.export],
+            "exports": [exporter_for(e.model_dump()).rules for e in self.recipe.export],
         }
 
     def walk(self, dense_target: float, disk_bytes: int) -> Cost:

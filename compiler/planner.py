@@ -14,14 +14,16 @@ from prunec.compiler.methods import METHODS
 from prunec.compiler.model.layout import Layout, dense_layout
 from prunec.compiler.plan import Cost, Plan
 from prunec.compiler.plan_builder import PlanBuilder, Subject
-from prunec.compiler.recipe import Recipe, Source
+from prunec.compiler.recipe import Export, Recipe, Source, TyrMethod
 from prunec.compiler.search.budget import InfeasibleTargetError
 from prunec.compiler.target import budget_of
+from prunec.exporters import exporter_for
 
 
 def make_plan(recipe: Recipe, subject: Subject, base: Path) -> Plan:
     """The steps of a build; RecipeProblemError if there are none. `base`: the recipe's folder."""
     steps = PlanBuilder(recipe, subject)
+    _check_exports(recipe, subject)
     _tokens(steps, base)
     start = _start_layout(recipe, subject)
     finished = METHODS[recipe.method.kind](steps, start)
@@ -40,6 +42,30 @@ def make_plan(recipe: Recipe, subject: Subject, base: Path) -> Plan:
     if recipe.validation:
         _measure(steps)
     return Plan(tuple(steps.steps))
+
+
+def _check_exports(recipe: Recipe, subject: Subject) -> None:
+    """RecipeProblemError for an export that cannot be made of this model by this method."""
+    for index, export in enumerate(recipe.export):
+        key, exporter = f"export.{index}", exporter_for(export.model_dump())
+        if problem := exporter.limits(subject.facts, recipe.target.layout):
+            raise RecipeProblemError(key, f"{key} ({export.kind}): {problem}")
+        if isinstance(recipe.method, TyrMethod) and recipe.method.faithful:
+            if exporter.uneven_groups:
+                continue
+            raise RecipeProblemError(
+                key,
+                f"{key} is {export.kind}, which cannot express KV heads that serve different "
+                "numbers of query heads, as method.faithful: true leaves them",
+                hint="export hf, or remove method.faithful",
+            )
+
+
+def measured_export(recipe: Recipe) -> Export | None:
+    """The export that measurements open: the first that transformers can; None without one."""
+    settings = [(export, export.model_dump()) for export in recipe.export]
+    opened = (export for export, each in settings if exporter_for(each).opens_in_transformers)
+    return next(opened, None)
 
 
 def _tokens(steps: PlanBuilder, base: Path) -> None:
@@ -142,12 +168,18 @@ def _measure(steps: PlanBuilder) -> None:
             memory_bytes=steps.estimate.weight_bytes(dense_layout(steps.facts)),
         )
     steps.add("measure-dense", "measure", "judge the model as it was", params, inputs, forwards)
-    exported = f"export-{steps.recipe.export[0].kind}"
+    measured = measured_export(steps.recipe)
+    if measured is None:
+        raise RecipeProblemError(
+            "validate",
+            "validate measures what transformers can open, and none of the exports is such",
+            hint="add {kind: hf} to export",
+        )
     steps.add(
         "measure-pruned",
         "measure",
         "judge the artefact, opened from disk",
         params,
-        inputs | {"artefact": exported},
+        inputs | {"artefact": f"export-{measured.kind}"},
         forwards,
     )

@@ -52,6 +52,7 @@ __all__ = [
     "TyrMethod",
     "UniformMethod",
     "Validation",
+    "VllmExport",
     "recipe_schema",
     "render_schema",
 ]
@@ -176,7 +177,31 @@ class HfExport(Section):
     )
 
 
-Export = HfExport
+class VllmExport(Section):
+    """A folder that `vllm serve` opens, safetensors as in the Hugging Face checkpoint."""
+
+    kind: Literal["vllm"] = Field(description="The format that is written.")
+    dialect: Literal["plugin", "decilm"] = Field(
+        default="plugin",
+        description="How layers of different shapes are said. `plugin`: exactly; vLLM finds the "
+        "model's class where prunec is installed. `decilm`: as vLLM's stock DeciLM, with query "
+        "heads filled up with zeros to one number for all layers; needs no prunec where it is "
+        "served, but `--trust-remote-code` for a configuration file.",
+    )
+    tensor_parallel: int = Field(
+        default=1,
+        ge=1,
+        description="GPUs that a layer is to be split over: query heads and FFN widths stay "
+        "multiples of it, KV heads divide it or are multiples of it.",
+    )
+    max_shard_bytes: int = Field(
+        default=5_000_000_000,
+        ge=1_000_000,
+        description="A safetensors file larger than this is split, in bytes.",
+    )
+
+
+Export = Annotated[HfExport | VllmExport, Field(discriminator="kind")]
 
 
 class PerplexityCheck(Section):

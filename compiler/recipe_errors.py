@@ -108,7 +108,7 @@ def _follow(loc: tuple[int | str, ...]) -> tuple[Path, tuple[type[Section], ...]
     sections: tuple[type[Section], ...] = (Recipe,)
     field: FieldInfo | None = None
     for element in loc:
-        if len(sections) > 1:
+        if len(sections) > 1 and isinstance(element, str):  # an item's number comes before it
             sections = tuple(one for one in sections if element in _kinds((one,)))
             continue
         path = (*path, element)

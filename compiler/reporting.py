@@ -19,6 +19,7 @@ from prunec.compiler.model.layout import (
     prunable_parameters,
     total_parameters,
 )
+from prunec.compiler.planner import measured_export
 from prunec.compiler.steps.context import Context, Summary
 from prunec.validators.gates import Gate, judge_max_ratio
 from prunec.validators.perplexity import ratio_interval
@@ -50,7 +51,8 @@ class FinishedStep:
 
 def report_of(context: Context, name: str, done: Mapping[str, FinishedStep]) -> Report:
     recipe, facts = context.recipe, context.subject.facts
-    exported = done[f"export-{recipe.export[0].kind}"].summary
+    described = measured_export(recipe) or recipe.export[0]
+    exported = done[f"export-{described.kind}"].summary
     layout = layout_from_plain(exported["layout"], facts.head_dim)
     dense = dense_layout(facts)
     value_bytes = getattr(torch, recipe.model.dtype).itemsize

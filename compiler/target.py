@@ -14,7 +14,7 @@ from prunec.compiler.recipe import Recipe
 from prunec.compiler.search import price
 from prunec.compiler.search.budget import Budget, Ceiling
 from prunec.compiler.search.latency import Latency, LatencyError
-from prunec.exporters import EXPORTERS
+from prunec.exporters import exporter_for
 
 _PROFILE = "target.speedup.profile"
 
@@ -25,7 +25,7 @@ def budget_of(recipe: Recipe, facts: Facts) -> Budget:
     Raises RecipeProblemError for a latency table that does not go with the model.
     """
     kind = recipe.target.layout
-    exporters = [EXPORTERS[export.kind] for export in recipe.export]
+    exporters = [exporter_for(export.model_dump()) for export in recipe.export]
     return Budget(
         facts=facts,
         target=_size(recipe, facts),
@@ -37,6 +37,7 @@ def budget_of(recipe: Recipe, facts: Facts) -> Budget:
         mlp_is_legal=lambda width: all(
             exporter.mlp_is_legal(kind, width) for exporter in exporters
         ),
+        attended=frozenset().union(*(exporter.attended for exporter in exporters)),
     )
 
 

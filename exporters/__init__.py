@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import Layout
-from prunec.exporters import hf_rules
+from prunec.exporters import hf_rules, vllm_rules
 from prunec.exporters.artefact import Provenance, Written
 from prunec.exporters.hf_rules import LayoutKind
 
@@ -42,12 +42,26 @@ class Writer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Exporter:
-    """One export format: its rules, which cost nothing, and its module, which imports torch."""
+    """One export format: its rules, which cost nothing, and its module, which imports torch.
 
+    rules: a name for what is legal: layouts that are legal under one name are under the same
+    attended: layers that must have attention
+    uneven_groups: whether KV heads of a layer may serve different numbers of query heads
+    opens_in_transformers: whether transformers loads what is written
+    limits: what is wrong with a model for this format; None if nothing
+    settle: what a recipe's settings of the format change here
+    """
+
+    rules: str
     attention_is_legal: Callable[[Facts, LayoutKind, int, int], bool]
     mlp_is_legal: Callable[[LayoutKind, int], bool]
     carried_files: Callable[[Path], list[Path]]
     module: str
+    attended: frozenset[int] = frozenset()
+    uneven_groups: bool = True
+    opens_in_transformers: bool = True
+    limits: Callable[[Facts, LayoutKind], str | None] = lambda facts, layout_kind: None
+    settle: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda settings: {}
 
     def load(self) -> Writer:
         return cast("Writer", import_module(self.module))
@@ -55,9 +69,26 @@ class Exporter:
 
 EXPORTERS: Mapping[str, Exporter] = {
     "hf": Exporter(
+        rules="hf",
         attention_is_legal=hf_rules.attention_is_legal,
         mlp_is_legal=hf_rules.mlp_is_legal,
         carried_files=hf_rules.carried_files,
         module="prunec.exporters.hf",
     ),
+    "vllm": Exporter(
+        rules="vllm",
+        attention_is_legal=vllm_rules.attention_is_legal,
+        mlp_is_legal=vllm_rules.mlp_is_legal,
+        carried_files=hf_rules.carried_files,
+        module="prunec.exporters.vllm",
+        uneven_groups=False,
+        limits=vllm_rules.limits,
+        settle=vllm_rules.settle,
+    ),
 }
+
+
+def exporter_for(settings: Mapping[str, Any]) -> Exporter:
+    """The format that a recipe's export asks for, narrowed to its settings."""
+    exporter = EXPORTERS[settings["kind"]]
+    return replace(exporter, **exporter.settle(settings))

@@ -49,6 +49,7 @@ class Budget:
     tied: all layers alike
     attention_is_legal, mlp_is_legal: whether the exports can express a shape of (query heads,
         KV heads) or a width; no attention at all is (0, 0), no MLP is 0
+    attended: layers that must have attention
     """
 
     facts: Facts
@@ -57,6 +58,11 @@ class Budget:
     tied: bool
     attention_is_legal: IsLegal
     mlp_is_legal: Callable[[int], bool] = lambda width: True
+    attended: frozenset[int] = frozenset()
+
+    def allows(self, layer: int, shape: Shape) -> bool:
+        """Whether a layer's attention may have a shape."""
+        return self.attention_is_legal(*shape) and (shape[1] > 0 or layer not in self.attended)
 
     @cached_property
     def price(self) -> Price:
@@ -155,7 +161,8 @@ class Budget:
 
         # Where one shape cannot leave the MLP a legal width, the next best may.
         tightest: tuple[float, Candidate] | None = None
-        for shape in sorted(self.shapes, key=unfitness):
+        alike = [s for s in self.shapes if all(self.allows(i, s) for i in range(layers))]
+        for shape in sorted(alike, key=unfitness):
             left = self.limit - layers * self.attention_size(shape)
             candidate = self._filled(Candidate((shape,) * layers, self._spread(left)))
             excess = self.size(candidate) - self.limit
@@ -187,8 +194,12 @@ class Budget:
         if not isinstance(self.target, Ceiling):
             return
         constant = self.price.constant
-        layer = min(map(self.attention_size, self.shapes)) + min(map(self.mlp_size, self.widths))
-        low, high = (constant + size for size in (self.facts.layers * layer, self.dense_size))
+        least_size = sum(
+            min(self.attention_size(shape) for shape in self.shapes if self.allows(i, shape))
+            + min(map(self.mlp_size, self.widths))
+            for i in range(self.facts.layers)
+        )
+        low, high = constant + least_size, constant + self.dense_size
         if not low <= self.target.limit < high:
             least = f"{_amount(low)} (the dense model's over {high / low:.4g})" if low else "0"
             raise InfeasibleTargetError(

@@ -34,8 +34,8 @@ def run_search(context: Context, step: Step, entry: Entry, progress: Progress) -
 
     budget = budget_of(context.recipe, context.subject.facts)
     paths = tuple(
-        tuple(shape for shape in nested.attention.shapes if budget.attention_is_legal(*shape))
-        for nested in supernet
+        tuple(shape for shape in nested.attention.shapes if budget.allows(index, shape))
+        for index, nested in enumerate(supernet)
     )
     supernet_step = context.plan.step(step.inputs["supernet"])
     start = Candidate.of(layout_of(context, supernet_step, "centre"))

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders in vLLM's stock dialect for layers of different shapes: DeciLM, or Nemotron-NAS.
+
+All layers have one number of query heads there. Where a layer has fewer, zeros are added to each of
+its KV heads' groups: a query of zeros attends to everything, and no output reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from prunec.compiler.model.errors import ModelError
+from prunec.compiler.model.facts import Facts
+from prunec.compiler.model.headers import read_headers, shard_names
+from prunec.compiler.model.layout import (
+    LayerSpec,
+    Layout,
+    prunable_parameters,
+    tensor_shapes,
+    total_parameters,
+)
+from prunec.exporters import configuration_decilm, hf
+from prunec.exporters.artefact import Provenance, Written
+from prunec.exporters.hf_rules import LayoutKind
+from prunec.exporters.vllm_rules import DECILM_SETTINGS
+
+_LOADING = """\
+vLLM serves this folder with no plugin; the configuration file beside the weights is ours:
+
+```
+vllm serve path/to/this/folder --trust-remote-code
+```
+
+Layers that have fewer query heads than the widest are filled up with zeros.
+"""
+
+
+def export(
+    destination: Path,
+    source: Path,
+    facts: Facts,
+    layout: Layout,
+    layout_kind: LayoutKind,
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    max_shard_bytes: int,
+    provenance: Provenance,
+) -> None:
+    """As `hf.export`, and raises what that raises; ModelError if layer 0 has no attention."""
+    full = filled_up(layout)
+    hf.export(
+        destination,
+        source,
+        facts,
+        layout,
+        "per_layer",
+        _padded(facts, layout, full, tensors),
+        dtype,
+        max_shard_bytes,
+        provenance,
+    )
+    for file in destination.glob("modeling_*.py"):
+        file.unlink()
+    config = decilm_config(facts, full, dtype)
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (destination / "config.json").write_text(text, encoding="utf-8")
+    shutil.copy(configuration_decilm.__file__, destination)
+    card = destination / "README.md"
+    before, _, rest = card.read_text(encoding="utf-8").partition("## Loading\n")
+    _, _, behind = rest.partition("\n## Layers\n")
+    card.write_text(f"{before}## Loading\n\n{_LOADING}\n## Layers\n{behind}", encoding="utf-8")
+
+
+def filled_up(layout: Layout) -> Layout:
+    """The layout with as many query heads in every layer: no more than the KV heads make needed.
+
+    ModelError if layer 0 has no attention, or KV heads serve different numbers of query heads.
+    """
+    if not layout[0].attention:
+        raise ModelError("layer 0 has no attention, which DeciLM cannot express")
+    if any(spec.query_groups for spec in layout):
+        raise ModelError("KV heads serve different numbers of query heads; DeciLM's cannot")
+    together = math.lcm(*(spec.kv_heads for spec in layout if spec.attention))
+    most = max(spec.query_heads for spec in layout)
+    heads = together * math.ceil(most / together)
+    return tuple(replace(s, query_heads=heads) if s.attention else s for s in layout)
+
+
+def _padded(
+    facts: Facts, layout: Layout, full: Layout, tensors: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors with zeros for the query heads that were added, behind those of each group."""
+    family = facts.family
+    queries = [name for name, rows in family.attention_inputs.items() if rows == ("query",)]
+    by_rows = {
+        family.in_layer(index, f"{name}.{kind}"): index
+        for index, spec in enumerate(layout)
+        for name in queries
+        for kind in ("weight", "bias")
+        if spec.attention
+    }
+    by_columns = {
+        family.in_layer(index, f"{family.output}.weight"): index
+        for index, spec in enumerate(layout)
+        if spec.attention
+    }
+    for name, tensor in tensors:
+        if name in by_rows:
+            index = by_rows[name]
+            yield name, _pad_rows(tensor, layout[index], full[index])
+        elif name in by_columns:
+            index = by_columns[name]
+            yield name, _pad_rows(tensor.T, layout[index], full[index]).T.contiguous()
+        else:
+            yield name, tensor
+
+
+def _pad_rows(tensor: Tensor, spec: LayerSpec, full: LayerSpec) -> Tensor:
+    """[query heads * head_dim, …] → as many rows as `full` has."""
+    grouped = tensor.reshape(spec.kv_heads, -1, math.prod(tensor.shape[1:]))
+    missing = (full.queries_per_group - spec.queries_per_group) * spec.head_dim
+    return pad(grouped, (0, 0, 0, missing)).reshape(-1, *tensor.shape[1:])
+
+
+def decilm_config(facts: Facts, full: Layout, dtype: torch.dtype) -> dict[str, Any]:
+    """The config.json of a layout that has one number of query heads."""
+    kept = hf.model_config(facts, full, "uniform", dtype)
+    blocks = [
+        {
+            "attention": {
+                "no_op": not spec.attention,
+                "n_heads_in_group": spec.queries_per_group or None,
+            },
+            "ffn": {"no_op": not spec.mlp, "intermediate_size": spec.ffn or None},
+        }
+        for spec in full
+    ]
+    ours = configuration_decilm.DeciLMConfig
+    module = configuration_decilm.__name__.rpartition(".")[2]
+    return {
+        **kept,
+        **DECILM_SETTINGS[facts.family.model_type],
+        "model_type": ours.model_type,
+        "architectures": ["DeciLMForCausalLM"],
+        "auto_map": {"AutoConfig": f"{module}.{ours.__name__}"},
+        "block_configs": blocks,
+    }
+
+
+def verify(destination: Path, layout: Layout, facts: Facts) -> Written:
+    """Hold the headers of what was written and its config against the layout.
+
+    Raises ModelError where they disagree. Sizes count the zeros too: they are in the files.
+    """
+    full = filled_up(layout)
+    found = {name: info.shape for name, info in read_headers(destination).items()}
+    due = tensor_shapes(facts, full)
+    if odd := sorted(name for name in found | due if found.get(name) != due.get(name)):
+        raise ModelError(
+            f"{destination}: {odd[0]} is {found.get(odd[0], 'absent')}; "
+            f"by its layout it is {due.get(odd[0], 'absent')}"
+        )
+    config = configuration_decilm.DeciLMConfig.from_pretrained(destination)
+    if config.shapes() != [(s.query_heads, s.kv_heads, s.ffn) for s in full]:
+        raise ModelError(f"{destination}: its config.json does not give the layout")
+    return Written(
+        parameters=total_parameters(facts, full),
+        prunable_parameters=prunable_parameters(facts, full),
+        weight_bytes=sum((destination / name).stat().st_size for name in shard_names(destination)),
+    )
