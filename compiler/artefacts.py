@@ -32,7 +32,8 @@ def run_export(context: Context, step: Step, entry: Entry, progress: Progress) -
     plain = context.found(step, "layers")["layout"]
     layout = layout_from_plain(plain, facts.head_dim)
     kind = step.params["kind"]
-    writer = exporter_for(step.params).load()
+    exporter = exporter_for(step.params)
+    writer = exporter.load()
 
     final = context.output / kind
     partial = partial_folder(context.output, kind)
@@ -46,8 +47,8 @@ def run_export(context: Context, step: Step, entry: Entry, progress: Progress) -
         step.params["layout"],
         _tensors(context, layers, facts, progress),
         getattr(torch, recipe.model.dtype),
-        step.params["max_shard_bytes"],
-        _provenance(context),
+        provenance=_provenance(context),
+        **{name: step.params[name] for name in exporter.options},
     )
     written = writer.verify(partial, layout, facts)
     sync_tree(partial)

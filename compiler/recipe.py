@@ -39,6 +39,7 @@ __all__ = [
     "MagnitudeMethod",
     "Method",
     "ModelSpec",
+    "OnnxExport",
     "PerplexityCheck",
     "PythonStdlibSource",
     "Recipe",
@@ -201,7 +202,18 @@ class VllmExport(Section):
     )
 
 
-Export = Annotated[HfExport | VllmExport, Field(discriminator="kind")]
+class OnnxExport(Section):
+    """A folder for ONNX Runtime and onnxruntime-genai: a graph with a KV cache, its weights."""
+
+    kind: Literal["onnx"] = Field(description="The format that is written.")
+    precision: Literal["float32", "float16", "int8", "int4"] = Field(
+        default="float32",
+        description="What the weights are stored as, whatever model.dtype. `int8` and `int4` are "
+        "of the matrices only, in blocks of 32 with a scale each; all else is float32 then.",
+    )
+
+
+Export = Annotated[HfExport | VllmExport | OnnxExport, Field(discriminator="kind")]
 
 
 class PerplexityCheck(Section):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import Layout
-from prunec.exporters import hf_rules, vllm_rules
+from prunec.exporters import hf_rules, onnx_rules, vllm_rules
 from prunec.exporters.artefact import Provenance, Written
 from prunec.exporters.hf_rules import LayoutKind
 
@@ -31,10 +31,14 @@ class Writer(Protocol):
         layout_kind: LayoutKind,
         tensors: Iterable[tuple[str, torch.Tensor]],
         dtype: torch.dtype,
-        max_shard_bytes: int,
+        *,
         provenance: Provenance,
+        **options: Any,
     ) -> None:
-        """Write an artefact into an existing, empty folder."""
+        """Write an artefact into an existing, empty folder.
+
+        `options` are those of the recipe's settings that `Exporter.options` names.
+        """
 
     def verify(self, destination: Path, layout: Layout, facts: Facts) -> Written:
         """Read an artefact back; ModelError if it is not what the layout says."""
@@ -50,6 +54,7 @@ class Exporter:
     opens_in_transformers: whether transformers loads what is written
     limits: what is wrong with a model for this format; None if nothing
     settle: what a recipe's settings of the format change here
+    options: settings that the module is given
     """
 
     rules: str
@@ -62,6 +67,7 @@ class Exporter:
     opens_in_transformers: bool = True
     limits: Callable[[Facts, LayoutKind], str | None] = lambda facts, layout_kind: None
     settle: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda settings: {}
+    options: tuple[str, ...] = ("max_shard_bytes",)
 
     def load(self) -> Writer:
         return cast("Writer", import_module(self.module))
@@ -84,6 +90,17 @@ EXPORTERS: Mapping[str, Exporter] = {
         uneven_groups=False,
         limits=vllm_rules.limits,
         settle=vllm_rules.settle,
+    ),
+    "onnx": Exporter(
+        rules="hf",  # it is traced from the same classes
+        attention_is_legal=hf_rules.attention_is_legal,
+        mlp_is_legal=hf_rules.mlp_is_legal,
+        carried_files=hf_rules.carried_files,
+        module="prunec.exporters.onnx",
+        uneven_groups=False,
+        opens_in_transformers=False,
+        limits=onnx_rules.limits,
+        options=("precision",),
     ),
 }
 

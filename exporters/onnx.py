@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX folders, written and read back: a graph, its weights, a tokenizer, onnxruntime-genai's file.
+
+The weights are always in a file of their own beside the graph, whatever their size.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+
+from prunec.compiler.model.errors import ModelError
+from prunec.compiler.model.facts import Facts
+from prunec.compiler.model.headers import read_json
+from prunec.compiler.model.layout import (
+    Layout,
+    is_uniform,
+    prunable_parameters,
+    tensor_shapes,
+)
+from prunec.exporters import genai_config
+from prunec.exporters.artefact import Provenance, Written
+from prunec.exporters.hf import model_config
+from prunec.exporters.hf_rules import LayoutKind, carried_files
+from prunec.exporters.onnx_check import check_answers
+from prunec.exporters.onnx_graph import cache_names, trace
+from prunec.exporters.onnx_quantize import OPERATOR
+from prunec.exporters.onnx_rules import BITS, Precision
+from prunec.exporters.onnx_weights import GRAPH, WEIGHTS, read_weights, write_model
+
+_GENERATION = "generation_config.json"
+
+
+def export(
+    destination: Path,
+    source: Path,
+    facts: Facts,
+    layout: Layout,
+    layout_kind: LayoutKind,
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    provenance: Provenance,
+    *,
+    precision: Precision,
+) -> None:
+    """Write a pruned model into an existing, empty folder.
+
+    `tensors` yields all of its tensors by full name; one is held at a time. They are stored at
+    `precision`, whatever the recipe's `dtype`; int8 and int4 are of the matrices, and all else is
+    float32 then. Raises ModelError if the layout cannot be said in `layout_kind`, the source has no
+    tokenizer, or the graph and the tensors are not of one model.
+    """
+    if layout_kind == "uniform" and not is_uniform(layout):
+        raise ModelError("layers of different shapes cannot be written as a uniform model")
+    for name in carried_files(source):
+        (destination / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, destination / name)
+    stored = torch.float16 if precision == "float16" else torch.float32
+    described = model_config(facts, layout, layout_kind, stored)
+    described.pop("auto_map", None)  # there is no code beside a graph
+    _write_json(destination / "config.json", described)
+    config = AutoConfig.from_pretrained(destination)
+    write_model(trace(config, layout, stored), destination, tensors, stored, BITS.get(precision))
+    generation = destination / _GENERATION
+    settings = read_json(generation) if generation.exists() else {}
+    _write_json(
+        destination / genai_config.FILE,
+        genai_config.genai_config(described, settings, layout, GRAPH),
+    )
+    (destination / "prunec").mkdir()
+    recipe = destination / "prunec" / "recipe.yaml"
+    recipe.write_text(provenance.recipe_text, encoding="utf-8")
+    _write_json(destination / "prunec" / "plan.json", provenance.plan)
+
+
+def verify(destination: Path, layout: Layout, facts: Facts) -> Written:
+    """Read back what was written, and let ONNX Runtime answer what transformers answers.
+
+    Raises ModelError where the graph is not valid ONNX, does not have the layout's inputs and
+    tensors, or computes something else than transformers does from the tensors beside it.
+    """
+    path = destination / GRAPH
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"{path} is not valid ONNX: {error}") from error
+    model = ir.load(path)
+    _has_cache_of(path, model, layout)
+    weights = dict(read_weights(model))
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wanted = tensor_shapes(facts, layout)
+    if found != wanted:
+        name = min(n for n in found | wanted if found.get(n) != wanted.get(n))
+        there, due = found.get(name, "absent"), wanted.get(name, "absent")
+        raise ModelError(f"{path}: {name} is {there}; by its layout it is {due}")
+    quantized = any(node.op_type == OPERATOR for node in model.graph)
+    check_answers(destination, weights, quantized)
+    return Written(
+        parameters=sum(tensor.numel() for tensor in weights.values()),
+        prunable_parameters=prunable_parameters(facts, layout),  # the tensors have its shapes
+        weight_bytes=(destination / WEIGHTS).stat().st_size,
+    )
+
+
+def _has_cache_of(path: Path, model: ir.Model, layout: Layout) -> None:
+    attended = [spec for spec in layout if spec.attention]
+    names = cache_names(layout)
+    sizes = [(spec.kv_heads, spec.head_dim) for spec in attended for _ in range(2)]
+    for prefix, values in (
+        ("past_key_values", model.graph.inputs),
+        ("present", model.graph.outputs),
+    ):
+        found = {
+            str(value.name): (value.shape[1], value.shape[3])
+            for value in values
+            if str(value.name).startswith(prefix) and value.shape
+        }
+        wanted = {f"{prefix}.{name}": size for name, size in zip(names, sizes, strict=True)}
+        if found != wanted:
+            name = min(n for n in found | wanted if found.get(n) != wanted.get(n))
+            raise ModelError(
+                f"{path}: {name} has (KV heads, head_dim) {found.get(name)}; by its layout "
+                f"{wanted.get(name)}"
+            )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

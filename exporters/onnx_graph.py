@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A decoder with a KV cache as an ONNX graph, traced without a weight in memory.
+
+The graph says what transformers' own modeling code computes; only attention and its mask are put
+in other words, as ONNX's Attention of opset 23, which shares KV heads and adds no copies of them.
+
+Inputs and outputs have the names that decoders of the ONNX ecosystem have; `i` is a layer's own
+number, and a layer without attention has none:
+
+    input_ids, position_ids [batch, sequence], attention_mask [batch, total],
+    past_key_values.{i}.key | value [batch, KV heads, past, head_dim]
+    → logits [batch, sequence, vocabulary], present.{i}.key | value [batch, KV heads, total, …]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import onnx_ir as ir
+import onnx_ir.passes.common as ir_passes
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers.cache_utils import DynamicCache
+from transformers.masking_utils import sdpa_mask
+
+from prunec.compiler.model.layout import Layout
+
+OPSET = 23
+#: Ends the name of a matrix that is stored as [in, out], the other way round than in a checkpoint.
+TRANSPOSED = ".T"
+
+_ATTENTION = "prunec_onnx"
+_PREFIX = "decoder."
+_STATES = ("key", "value")
+
+
+def trace(config: Any, layout: Layout, dtype: torch.dtype) -> ir.Model:
+    """The graph of a causal language model, whose initializers have names and shapes, but no data.
+
+    `config` is transformers', of a model of this layout. A matrix of the checkpoint that the graph
+    multiplies with is named by its name there and TRANSPOSED, any other tensor by its name alone.
+    What the model computes when it is made, such as rotary frequencies, has its data.
+    """
+    decoder = weightless(config, dtype, _ATTENTION)
+    computed = {name: buffer.clone() for name, buffer in decoder.named_buffers()}
+    first = {parameter: name for name, parameter in decoder.named_parameters()}
+    shared = {
+        name: first[parameter]
+        for name, parameter in decoder.named_parameters(remove_duplicate=False)
+    }
+    names = cache_names(layout)
+    with _quietly(), FakeTensorMode() as fake:
+        for module in decoder.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = fake.from_tensor(buffer)
+        _give_fake_parameters(decoder)
+        # Sizes of 2 and more: torch takes a size of 1 for a constant.
+        past = [
+            torch.zeros(2, spec.kv_heads, 3, spec.head_dim, dtype=dtype)
+            for spec in layout
+            if spec.attention
+            for _ in _STATES
+        ]
+        batch, sequence, cached = (torch.export.Dim(n) for n in ("batch", "sequence", "past"))
+        program = torch.onnx.export(
+            _Cached(decoder),
+            (
+                torch.zeros(2, 4, dtype=torch.long),
+                torch.ones(2, 7, dtype=torch.long),
+                torch.zeros(2, 4, dtype=torch.long),
+                past,
+            ),
+            dynamic_shapes=(
+                {0: batch, 1: sequence},
+                {0: batch, 1: torch.export.Dim.DYNAMIC},
+                {0: batch, 1: sequence},
+                [{0: batch, 2: cached}] * len(past),
+            ),
+            input_names=[
+                "input_ids",
+                "attention_mask",
+                "position_ids",
+                *(f"past_key_values.{name}" for name in names),
+            ],
+            output_names=["logits", *(f"present.{name}" for name in names)],
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
+        assert program is not None
+        weights = _set_weights_aside(program.model, shared)
+        program.optimize()
+    model = program.model
+    _take_weights_back(model, weights, computed)
+    _name_lengths(model)
+    ir_passes.CommonSubexpressionEliminationPass()(model)
+    ir_passes.RemoveUnusedNodesPass()(model)
+    _forget_origin(model)
+    return model
+
+
+def cache_names(layout: Layout) -> list[str]:
+    """What inputs and outputs of the KV cache are called, behind `past_key_values.`, `present.`."""
+    attended = (index for index, spec in enumerate(layout) if spec.attention)
+    return [f"{index}.{state}" for index in attended for state in _STATES]
+
+
+class _Cached(nn.Module):
+    """A causal language model with its KV cache as plain inputs and outputs."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        # Without a config, so that layers with a sliding window keep all of their past too: the
+        # mask is what hides it, and all layers have one length.
+        cache = DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
+        output = self.decoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        present = [states for layer in cache.layers for states in (layer.keys, layer.values)]
+        return output.logits, *cast("list[Tensor]", present)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """[batch, heads, …, head_dim] each → [batch, sequence, query heads, head_dim]."""
+    attended = torch.onnx.ops.attention(
+        query, key, value, attention_mask, scale=scaling, softcap=softcap or 0.0
+    )[0]
+    return attended.transpose(1, 2), None
+
+
+def _mask(
+    *, q_length: int, kv_length: int, q_offset: int, attention_mask: Tensor, **kwargs: Any
+) -> Tensor:
+    """[batch, 1, sequence, total], true where a query sees a key.
+
+    A query always sees itself: otherwise those of left padding would see nothing, which runtimes
+    answer differently, with NaN among others.
+    """
+    kwargs["allow_is_causal_skip"] = False
+    seen = sdpa_mask(q_length=q_length, kv_length=kv_length, q_offset=q_offset, **kwargs)
+    itself = torch.arange(q_length)[:, None] + q_offset == torch.arange(kv_length)
+    return seen & attention_mask[:, None, None, :] | itself
+
+
+AttentionInterface.register(_ATTENTION, _attend)
+AttentionMaskInterface.register(_ATTENTION, _mask)
+
+
+def weightless(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
+    """A model with all parameters on the meta device; what it computes itself is there.
+
+    `attention` is one of transformers' implementations of it.
+    """
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    try:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+    model.tie_weights()
+    return cast("nn.Module", model.eval())
+
+
+def _give_fake_parameters(model: nn.Module) -> None:
+    """Parameters that have a shape and a device, but no storage; what was shared stays shared."""
+    fakes: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if parameter not in fakes:
+                    empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    fakes[parameter] = nn.Parameter(empty, requires_grad=False)
+                module._parameters[name] = fakes[parameter]
+
+
+def _set_weights_aside(model: ir.Model, shared: Mapping[str, str]) -> list[ir.Value]:
+    """Makes inputs of all initializers without data, so that no optimisation asks for it.
+
+    They get their names in the checkpoint; of several for one tensor, the one that `shared` gives.
+    """
+    initializers = model.graph.initializers
+    weights = [
+        value
+        for value in initializers.values()
+        if isinstance(getattr(value.const_value, "raw", None), FakeTensor)
+    ]
+    for value in weights:
+        del initializers[cast("str", value.name)]
+        value.const_value = None
+        name = cast("str", value.name).removeprefix(_PREFIX)
+        value.name = shared.get(name, name)
+        model.graph.inputs.append(value)
+    return weights
+
+
+def _take_weights_back(
+    model: ir.Model, weights: Sequence[ir.Value], computed: Mapping[str, Tensor]
+) -> None:
+    """Makes initializers of weights; those that are only read transposed are stored that way."""
+    graph = model.graph
+    kept = [value for value in graph.inputs if value not in weights]
+    graph.inputs.clear()
+    graph.inputs.extend(kept)
+    for value in weights:
+        readers = [usage.node for usage in value.uses()]
+        if not readers:
+            continue
+        name = cast("str", value.name)
+        if all(reader.op_type == "Transpose" for reader in readers):
+            name, shape = name + TRANSPOSED, reversed(cast("ir.Shape", value.shape))
+            stored = ir.Value(name=name, shape=ir.Shape(shape), type=value.type)
+            for reader in readers:
+                reader.outputs[0].replace_all_uses_with(stored)
+                graph.remove(reader, safe=True)
+        else:
+            stored = value
+        if name in computed:
+            stored.const_value = ir.tensor(computed[name].numpy(), name=name)
+        graph.initializers.add(stored)
+
+
+def _name_lengths(model: ir.Model) -> None:
+    """The length of past and new tokens together is called `total` wherever it appears."""
+    mask = next(value for value in model.graph.inputs if value.name == "attention_mask")
+    total = {"past + sequence", str(cast("ir.Shape", mask.shape)[1])}
+    for value in _values(model.graph):
+        for axis, size in enumerate(value.shape or ()):
+            if str(size) in total:
+                cast("ir.Shape", value.shape)[axis] = ir.SymbolicDim("total")
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs
+
+
+def _forget_origin(model: ir.Model) -> None:
+    """Removes what tracing notes: stack traces, which name this machine's files."""
+    model.producer_name, model.producer_version = "prunec", None
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.name, model.graph.doc_string = "decoder", None
+    for value in _values(model.graph):
+        value.metadata_props.clear()
+        value.doc_string = None
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps what torch and onnxscript say meanwhile off the terminal: nothing that users need."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
