@@ -17,17 +17,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from prunec.compiler.model.facts import Facts, facts_from_config
 from prunec.compiler.model.headers import read_json
 from prunec.compiler.model.layout import LayerSpec, Layout, dense_layout, sparsity
-from prunec.compiler.model.modeling_prunec_llama import PrunecLlamaConfig, PrunecLlamaForCausalLM
+from prunec.compiler.model.modeling import classes_of
 from prunec.compiler.profiler import machine, profile
 from prunec.compiler.search.budget import Budget
 from prunec.compiler.search.latency import Latency, Phase
+from prunec.exporters import hf
 
 TOLERANCE = 0.1
 WARM_UP = 3
@@ -60,25 +62,17 @@ def layouts_of(facts: Facts, multiple_of: int) -> dict[str, Layout]:
     }
 
 
-def model_of(
-    facts: Facts, layout: Layout, dtype: torch.dtype, device: torch.device
-) -> PrunecLlamaForCausalLM:
+def model_of(facts: Facts, layout: Layout, dtype: torch.dtype, device: torch.device) -> Any:
     """A model of a layout with random weights."""
-    names = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-    shapes = [
-        dict(zip(names, (spec.query_heads, spec.kv_heads, spec.ffn), strict=True))
-        for spec in layout
-    ]
-    settings = dict(facts.config) | {"layer_shapes": shapes, "model_type": "prunec_llama"}
+    config = classes_of(facts.family.model_type).config.from_dict(
+        hf.model_config(facts, layout, "per_layer", dtype)
+    )
     with torch.device(device):
-        model = PrunecLlamaForCausalLM(PrunecLlamaConfig.from_dict(settings))
-    model.to(dtype).eval().requires_grad_(False)
-    return model
+        model = AutoModelForCausalLM.from_config(config)
+    return model.to(dtype).eval().requires_grad_(False)
 
 
-def forwards(
-    model: PrunecLlamaForCausalLM, batch: int, tokens: int, device: torch.device
-) -> dict[Phase, Forward]:
+def forwards(model: Any, batch: int, tokens: int, device: torch.device) -> dict[Phase, Forward]:
     """A timed prefill, and a timed step of decoding behind it."""
     ids = torch.randint(model.config.vocab_size, (batch, tokens), device=device)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunec.compiler.diagnostics import RecipeProblemError
 from prunec.compiler.estimates import Estimates
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import Layout, plain_layout
@@ -73,10 +74,21 @@ class PlanBuilder:
         """How local problems are posed, as parameters of a walk."""
         method = self.recipe.method
         assert not isinstance(method, MagnitudeMethod)  # it solves nothing
+        dense_target, family = method.dense_target, self.facts.family
+        if family.ends_in_norm:
+            # What the stream lacks behind a norm is no linear function of the weights before it.
+            if dense_target and "dense_target" in method.model_fields_set:
+                raise RecipeProblemError(
+                    "method.dense_target",
+                    f"method.dense_target is {dense_target}; with {family.title} it must be 0, "
+                    "since its sublayers end in a norm",
+                    hint="leave it out",
+                )
+            dense_target = 0.0
         return {
             "solver": "least_squares",
             "damping": method.damping,
-            "dense_target": method.dense_target,
+            "dense_target": dense_target,
             "first_order": method.first_order,
         }
 

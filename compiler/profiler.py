@@ -21,10 +21,10 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers import DynamicCache
 
 from prunec.compiler.diagnostics import Diagnostic, UserError, printable
+from prunec.compiler.model.decoder import dense_config, given_to_layers, shell
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import (
     LayerSpec,
@@ -33,12 +33,8 @@ from prunec.compiler.model.layout import (
     projection_shapes,
     prunable_parameters,
 )
-from prunec.compiler.model.modeling_prunec_llama import (
-    PrunecLlamaConfig,
-    PrunecLlamaDecoderLayer,
-    PrunecLlamaForCausalLM,
-    shaped_decoder_layer,
-)
+from prunec.compiler.model.modeling import classes_of
+from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
 from prunec.compiler.search.latency import (
     Latency,
     Times,
@@ -150,8 +146,7 @@ class _Bench:
     ) -> None:
         self.facts, self.dtype, self.device = facts, dtype, device
         self.batch, self.tokens = batch, tokens
-        self.config = LlamaConfig.from_dict(dict(facts.config))
-        self.config._attn_implementation = "sdpa"
+        self.config = dense_config(facts)
         dense = dense_layout(facts)[0]
         layer_bytes = prunable_parameters(facts, [dense]) * dtype.itemsize
         copies = min(facts.layers, max(1, _POOL_BYTES // layer_bytes))
@@ -165,9 +160,9 @@ class _Bench:
         ]
         self.calls = max(copies, _GPU_CHAIN) if device.type == "cuda" else copies
         self.prompt = self._random(batch, tokens, facts.hidden_size)
-        self.rotations = LlamaRotaryEmbedding(self.config).to(device)(
-            self.prompt, torch.arange(tokens + 1, device=device)[None]
-        )
+        self.shell = shell(facts).to(device)
+        given = given_to_layers(self.shell, self.config, tokens + 1, dtype)
+        self.rotations = given[0]["position_embeddings"]
         # [batch, KV heads, tokens, head_dim]: keys as well as values
         self.cached = self._random(batch, facts.kv_heads, tokens, facts.head_dim)
 
@@ -203,25 +198,12 @@ class _Bench:
         return prepare
 
     def model(self, decode: bool) -> Prepare:
-        """A whole model whose only layer is empty; logits of the last position alone."""
-        empty = dict.fromkeys(
-            ("num_attention_heads", "num_key_value_heads", "intermediate_size"), 0
-        )
-        settings = dict(self.facts.config) | {"num_hidden_layers": 1, "layer_shapes": [empty]}
-        settings["model_type"] = PrunecLlamaConfig.model_type
-        config = PrunecLlamaConfig.from_dict(settings)
-        config._attn_implementation = "sdpa"
-        with torch.device("meta"):
-            model = PrunecLlamaForCausalLM(config).eval().requires_grad_(False)
+        """A whole model without its layers; logits of the last position alone."""
+        model = self.shell
         vocabulary = self._random(self.facts.vocab_size, self.facts.hidden_size)
         ones = torch.ones(self.facts.hidden_size, dtype=self.dtype, device=self.device)
-        weights = {
-            self.facts.family.embedding: vocabulary,
-            self.facts.family.head: vocabulary,
-            self.facts.family.final_norm: ones,
-        }
-        model.load_state_dict(weights, assign=True)
-        model.model.rotary_emb = LlamaRotaryEmbedding(config).to(self.device)
+        model.model.embed_tokens.weight = model.lm_head.weight = _frozen(vocabulary)
+        model.model.norm.weight = _frozen(ones)
         length = 1 if decode else self.tokens
         ids = torch.randint(self.facts.vocab_size, (self.batch, length), device=self.device)
 
@@ -245,16 +227,12 @@ class _Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _layer(self, slot: int, spec: LayerSpec) -> PrunecLlamaDecoderLayer:
+    def _layer(self, slot: int, spec: LayerSpec) -> PerLayerDecoderLayer:
         """A layer that reads a slot of the cache, and that slot's weights."""
         with torch.device("meta"):
-            layer = shaped_decoder_layer(
-                self.config,
-                slot,
-                query_heads=spec.query_heads,
-                kv_heads=spec.kv_heads,
-                ffn=spec.ffn,
-            )
+            layer: PerLayerDecoderLayer = classes_of(
+                self.facts.family.model_type
+            ).model.decoder_layer(self.config, slot, spec.query_heads, spec.kv_heads, spec.ffn)
         tensors = {
             name: self.pools[slot][name][: math.prod(shape)].view(shape)
             for name, shape in projection_shapes(self.facts, spec).items()
@@ -268,6 +246,10 @@ class _Bench:
     def _random(self, *shape: int) -> Tensor:
         values = torch.empty(shape, dtype=self.dtype, device=self.device)
         return nn.init.normal_(values, std=self.facts.config.get("initializer_range", 0.02))
+
+
+def _frozen(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight, requires_grad=False)
 
 
 def _spread(values: list[float]) -> float:

@@ -19,22 +19,23 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from prunec.compiler.model import modeling_prunec_llama as modeling
 from prunec.compiler.model.checkpoint import write_checkpoint
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.headers import read_headers, shard_names
 from prunec.compiler.model.layout import (
+    LayerSpec,
     Layout,
     is_uniform,
     prunable_parameters,
     tensor_shapes,
 )
+from prunec.compiler.model.modeling import classes_of, register
 from prunec.exporters.artefact import Provenance, Written
 from prunec.exporters.card import model_card
 from prunec.exporters.hf_rules import LayoutKind, carried_files
 
-modeling.register()
+register()
 
 # Of the source's config.json: where it lay, what it was stored as, code that is not carried along.
 _DROPPED_KEYS = ("_name_or_path", "torch_dtype", "auto_map", "transformers_version")
@@ -70,8 +71,8 @@ def export(
     write_checkpoint(destination, stored, max_shard_bytes)
     _write_json(destination / "config.json", model_config(facts, layout, layout_kind, dtype))
     if layout_kind == "per_layer":
-        modeling_file = Path(modeling.__file__)
-        shutil.copyfile(modeling_file, destination / modeling_file.name)
+        for file in classes_of(facts.family.model_type).files:
+            shutil.copyfile(file, destination / file.name)
     card = model_card(source, facts, layout, layout_kind, dtype.itemsize, provenance)
     (destination / "README.md").write_text(card, encoding="utf-8")
     (destination / "prunec").mkdir()
@@ -100,26 +101,43 @@ def model_config(
     }
     if layout_kind == "uniform":
         return config
-    module = modeling.__name__.rpartition(".")[2]
+    ours = classes_of(facts.family.model_type)
     return {
         **config,
-        "model_type": modeling.PrunecLlamaConfig.model_type,
-        "architectures": [modeling.PrunecLlamaForCausalLM.__name__],
+        "model_type": ours.config.model_type,
+        "architectures": [ours.causal_lm.__name__],
         "auto_map": {
-            "AutoConfig": f"{module}.{modeling.PrunecLlamaConfig.__name__}",
-            "AutoModel": f"{module}.{modeling.PrunecLlamaModel.__name__}",
-            "AutoModelForCausalLM": f"{module}.{modeling.PrunecLlamaForCausalLM.__name__}",
+            "AutoConfig": f"{ours.module}.{ours.config.__name__}",
+            "AutoModel": f"{ours.module}.{ours.model.__name__}",
+            "AutoModelForCausalLM": f"{ours.module}.{ours.causal_lm.__name__}",
         },
-        "layer_shapes": [
-            {
-                "num_attention_heads": spec.query_heads,
-                "num_key_value_heads": spec.kv_heads,
-                "intermediate_size": spec.ffn,
-                **({"query_groups": list(spec.query_groups)} if spec.query_groups else {}),
-            }
-            for spec in layout
-        ],
+        "per_layer_config": _per_layer_config(layout, config),
     }
+
+
+def _per_layer_config(layout: Layout, whole: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What every layer has of its own, as transformers itself would save it."""
+    found = {}
+    for index, spec in enumerate(layout):
+        own = {k: v for k, v in _layer_config(spec).items() if whole.get(k) != v}
+        if own:
+            found[index] = own
+    digits = len(str(max(found, default=0)))
+    return {str(index).zfill(digits): own for index, own in found.items()}
+
+
+def _layer_config(spec: LayerSpec) -> dict[str, Any]:
+    """A layer in transformers' vocabulary."""
+    skip = [name for name, here in (("attention", spec.attention), ("mlp", spec.mlp)) if not here]
+    sizes: dict[str, Any] = {"skip": skip} if skip else {}
+    if spec.attention:
+        sizes["num_attention_heads"] = spec.query_heads
+        sizes["num_key_value_heads"] = spec.kv_heads
+    if spec.mlp:
+        sizes["intermediate_size"] = spec.ffn
+    if spec.query_groups:
+        sizes["query_groups"] = list(spec.query_groups)
+    return sizes
 
 
 def verify(destination: Path, layout: Layout, facts: Facts) -> Written:

@@ -34,14 +34,27 @@ def attention_is_legal(
 ) -> bool:
     """Whether a layer may have these heads, in the class that a layout is written as.
 
-    A uniform layout is written as the stock class, whose config insists that the query heads
-    divide the hidden size, though head_dim is explicit; and it has attention in every layer.
+    A uniform layout is written as the stock class, and has attention in every layer. Some stock
+    configs insist that the query heads divide the hidden size, though head_dim is explicit, or that
+    long rope factors fit the number of heads.
     """
     if kv_heads == 0:
         return query_heads == 0 and layout_kind == "per_layer"
     if query_heads < kv_heads or query_heads % kv_heads:
         return False
-    return layout_kind == "per_layer" or facts.hidden_size % query_heads == 0
+    family, whole = facts.family, (query_heads, kv_heads) == (facts.query_heads, facts.kv_heads)
+    if not family.heads_are_units:
+        return whole
+    if layout_kind == "per_layer":
+        return True
+    if family.rope_counts_heads and _has_long_rope(facts):
+        return query_heads == facts.query_heads
+    return not family.heads_divide_hidden or facts.hidden_size % query_heads == 0
+
+
+def _has_long_rope(facts: Facts) -> bool:
+    rope = facts.config.get("rope_scaling") or facts.config.get("rope_parameters") or {}
+    return isinstance(rope, dict) and "long_factor" in rope
 
 
 def mlp_is_legal(layout_kind: LayoutKind, ffn: int) -> bool:

@@ -15,8 +15,9 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 
-def make_llama(
+def make_model(
     folder: Path,
+    model_type: str = "llama",
     *,
     layers: int = 3,
     hidden: int = 64,
@@ -32,17 +33,18 @@ def make_llama(
     seed: int = 0,
     **config: Any,
 ) -> Path:
-    """Write a random Llama and a byte-level tokenizer, as transformers itself saves them.
+    """Write a random model of a family and a byte-level tokenizer, as transformers saves them.
 
-    `biased` puts biases on attention and MLP, `shard_bytes` cuts the weights into shards of at
-    most that size, `config` adds to LlamaConfig. Norms and biases are random too, so that a test
-    can tell whether they were used.
+    `biased` puts biases on attention and MLP where the family knows of any, `shard_bytes` cuts the
+    weights into shards of at most that size, `config` adds to the config. Norms and biases are
+    random too, so that a test can tell whether they were used.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = LlamaForCausalLM(
-        LlamaConfig(
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            model_type,
             **{
                 "vocab_size": vocab,
                 "hidden_size": hidden,
@@ -59,7 +61,7 @@ def make_llama(
                 "bos_token_id": 1,
                 "eos_token_id": 2,
                 **config,
-            }
+            },
         )
     )
     generator = torch.Generator().manual_seed(seed)
@@ -80,13 +82,13 @@ def make_llama(
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`make_llama` without its folder. Equal options give the same folder: do not write to it."""
+    """`make_model` without its folder. Equal options give the same folder: do not write to it."""
     made: dict[str, Path] = {}
 
     def make(**options: Any) -> Path:
         key = repr(sorted(options.items()))
         if key not in made:
-            made[key] = make_llama(tmp_path_factory.mktemp("llama"), **options)
+            made[key] = make_model(tmp_path_factory.mktemp("model"), **options)
         return made[key]
 
     return make

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,13 @@ from prunec.validators.headers import TensorHeader
 _LAYER = re.compile(r"model\.layers\.(\d{1,4})\.(.+)")
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-_NORMS = {"input_layernorm.weight": _ATTENTION[0], "post_attention_layernorm.weight": _MLP[0]}
+#: In the place of several: their rows one behind the other.
+_FUSED_ATTENTION, _FUSED_MLP = "self_attn.qkv_proj", "mlp.gate_up_proj"
+_PROJECTIONS = (*_ATTENTION, *_MLP, _FUSED_ATTENTION, _FUSED_MLP)
+_ATTENTION_NORMS = ("input_layernorm", "self_attn.q_norm", "self_attn.k_norm")
+_MLP_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+_BETWEEN = "post_attention_layernorm"
+_PER_LAYER = "per_layer_config"
 _SIZES = {
     "num_attention_heads": "query_heads",
     "num_key_value_heads": "kv_heads",
@@ -56,7 +62,7 @@ class LayerShape:
 def is_prunable(name: str) -> bool:
     """Whether a tensor is a weight or bias of an attention or MLP projection of a layer."""
     match = _LAYER.fullmatch(name)
-    return match is not None and match[2].rpartition(".")[0] in (*_ATTENTION, *_MLP)
+    return match is not None and match[2].rpartition(".")[0] in _PROJECTIONS
 
 
 def layer_shapes(
@@ -64,14 +70,14 @@ def layer_shapes(
 ) -> tuple[tuple[LayerShape, ...], list[str]]:
     """The shape of every layer, and a sentence for every disagreement with itself or the config.
 
-    No layers for an architecture whose projections are not separate (its tensors say too little).
+    No layers for an architecture whose projections go by other names.
     """
     by_layer: dict[int, dict[str, tuple[int, ...]]] = {}
     for name, header in tensors.items():
         if match := _LAYER.fullmatch(name):
             by_layer.setdefault(int(match[1]), {})[match[2]] = header.shape
-    separate = [f"{name}.weight" for name in (*_ATTENTION, *_MLP)]
-    if not any(name in layer for layer in by_layer.values() for name in separate):
+    known = [f"{name}.weight" for name in _PROJECTIONS]
+    if not any(name in layer for layer in by_layer.values() for name in known):
         return (), []
 
     problems: list[str] = []
@@ -80,18 +86,19 @@ def layer_shapes(
     if seen > len(expected):
         problems.append(f"config.json says {len(expected)} layers; the tensors hold {seen}")
     head_dim, hidden = _head_dim(config), config.get("hidden_size")
+    norms = _norms(by_layer.values())
     shapes = []
     for index in range(max(seen, len(expected))):
         layer = by_layer.get(index, {})
-        groups = _query_groups(config, index)
-        shape, wrong = _shape(layer, head_dim, hidden, groups)
+        said = expected[index] if index < len(expected) else {}
+        shape, wrong = _shape(layer, head_dim, hidden, said.get("query_groups"))
+        wrong += _misplaced(layer, shape, norms)
         shapes.append(shape)
-        if index < len(expected):
-            wrong += [
-                f"config.json says {said} {what.replace('_', ' ')}; the tensors hold {held}"
-                for what, said in expected[index].items()
-                if said != (held := getattr(shape, what))
-            ]
+        wrong += [
+            f"config.json says {said[what]} {what.replace('_', ' ')}; the tensors hold {held}"
+            for what in _SIZES.values()
+            if what in said and said[what] != (held := getattr(shape, what))
+        ]
         problems += [f"layer {index}: {sentence}" for sentence in wrong]
     return tuple(shapes), problems
 
@@ -102,31 +109,49 @@ def _expected(config: Mapping[str, Any], problems: list[str]) -> list[dict[str, 
     if type(layers) is not int or not 0 <= layers < 10_000:
         problems.append(f"config.json has num_hidden_layers: {layers!r}")
         layers = 0
-    stated = config.get("layer_shapes")  # prunec's own per-layer models
+    sizes = {ours: config.get(theirs) for theirs, ours in _SIZES.items()}
+    if sizes["kv_heads"] is None:
+        sizes["kv_heads"] = sizes["query_heads"]
+    expected = [dict(sizes) for _ in range(layers)]
+    stated = config.get(_PER_LAYER)
     if stated is None:
-        sizes = {ours: config.get(theirs) for theirs, ours in _SIZES.items()}
-        if sizes["kv_heads"] is None:
-            sizes["kv_heads"] = sizes["query_heads"]
-        return [sizes] * layers
-    if not isinstance(stated, list) or len(stated) != layers:
-        problems.append(
-            f"config.json has layer_shapes that are not one for each of {layers} layers"
-        )
+        return expected
+    if not isinstance(stated, Mapping) or not all(
+        str(key).isdecimal() and int(key) < layers and isinstance(entry, Mapping)
+        for key, entry in stated.items()
+    ):
+        problems.append(f"config.json has a {_PER_LAYER} that is not of its {layers} layers")
         return []
-    return [
-        {ours: entry.get(theirs) for theirs, ours in _SIZES.items()}
-        if isinstance(entry, Mapping)
-        else {}
-        for entry in stated
-    ]
+    for key, entry in stated.items():
+        layer, skipped = expected[int(key)], entry.get("skip") or ()
+        layer |= {ours: entry[theirs] for theirs, ours in _SIZES.items() if theirs in entry}
+        layer["query_groups"] = entry.get("query_groups")
+        if "attention" in skipped:
+            layer |= {"query_heads": 0, "kv_heads": 0}
+        if "mlp" in skipped:
+            layer["ffn"] = 0
+    return expected
 
 
-def _query_groups(config: Mapping[str, Any], index: int) -> Any:
-    """What the config says of the query heads of a layer's KV heads; None where all are alike."""
-    stated = config.get("layer_shapes")
-    if not isinstance(stated, list) or index >= len(stated):
-        return None
-    return stated[index].get("query_groups") if isinstance(stated[index], Mapping) else None
+def _norms(layers: Iterable[Mapping[str, tuple[int, ...]]]) -> dict[str, str]:
+    """Every norm that a model has in any layer, and the sublayer that it lives and dies with."""
+    there = {name.removesuffix(".weight") for layer in layers for name in layer}
+    # Between the sublayers: the MLP's own where it has no other, else the attention's last.
+    between = "attention" if there & {*_MLP_NORMS} else "mlp"
+    owners = dict.fromkeys(_ATTENTION_NORMS, "attention") | dict.fromkeys(_MLP_NORMS, "mlp")
+    return {name: owner for name, owner in {**owners, _BETWEEN: between}.items() if name in there}
+
+
+def _misplaced(
+    layer: Mapping[str, tuple[int, ...]], shape: LayerShape, norms: Mapping[str, str]
+) -> list[str]:
+    """A sentence for every norm that is there without its sublayer, or the other way round."""
+    wrong = []
+    for norm, owner in norms.items():
+        present = getattr(shape, owner)
+        if (f"{norm}.weight" in layer) != present:
+            wrong.append(f"{norm} is {'missing for' if present else 'present without'} {owner}")
+    return wrong
 
 
 def _head_dim(config: Mapping[str, Any]) -> int:
@@ -164,18 +189,20 @@ def _shape(
         return size
 
     d_query = d_kv = ffn = 0
-    if any(f"{name}.weight" in layer for name in _ATTENTION):
-        query, key, value, output = _ATTENTION
+    query, key, value, output = _ATTENTION
+    gate, up, down = _MLP
+    if f"{_FUSED_ATTENTION}.weight" in layer:
+        d_query = side(output, 1)
+        d_kv, odd = divmod(side(_FUSED_ATTENTION, 0) - d_query, 2)
+        if odd or d_kv < 0:
+            wrong.append(f"{_FUSED_ATTENTION} has no room for as many keys as values")
+    elif any(f"{name}.weight" in layer for name in _ATTENTION):
         d_query = alike((query, side(query, 0)), (output, side(output, 1)))
         d_kv = alike((key, side(key, 0)), (value, side(value, 0)))
-    if any(f"{name}.weight" in layer for name in _MLP):
-        gate, up, down = _MLP
+    if f"{_FUSED_MLP}.weight" in layer:
+        ffn = alike((down, side(down, 1)), (f"half of {_FUSED_MLP}", side(_FUSED_MLP, 0) // 2))
+    elif any(f"{name}.weight" in layer for name in _MLP):
         ffn = alike((gate, side(gate, 0)), (up, side(up, 0)), (down, side(down, 1)))
-    for norm, first in _NORMS.items():
-        if (norm in layer) != (f"{first}.weight" in layer):
-            wrong.append(
-                f"{norm} is {'present without' if norm in layer else 'missing for'} {first}"
-            )
     if (d_query or d_kv) and not head_dim:
         wrong.append("config.json gives no head_dim")
     heads = [0, 0]

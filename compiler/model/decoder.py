@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers import PretrainedConfig
 
 from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.errors import ModelError
+from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import LayerSpec
-from prunec.compiler.model.modeling_prunec_llama import (
-    PrunecLlamaDecoderLayer,
-    shaped_decoder_layer,
-)
+from prunec.compiler.model.modeling import classes_of
+from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
 
 #: Tokens of one forward pass. Small enough for a laptop, large enough for full matrix products.
 BATCH_TOKENS = 8192
@@ -33,23 +32,26 @@ class Decoder:
         self.facts = checkpoint.facts
         self.dtype = dtype
         self.device = device
+        self._classes = classes_of(self.facts.family.model_type)
         try:
-            self._config = LlamaConfig.from_dict(dict(self.facts.config))
-            self._config._attn_implementation = "sdpa"
+            self._config = dense_config(self.facts)
             with torch.device("meta"):  # a dense layer, to see that the config can be built
-                shaped_decoder_layer(self._config, 0, query_heads=1, kv_heads=1, ffn=1)
-            self._rotary = LlamaRotaryEmbedding(self._config).to(device)
+                self._classes.model.decoder_layer(self._config, 0, 1, 1, 1)
+            self._shell = shell(self.facts).to(device)
         except Exception as error:  # of any kind: whatever a config.json may hold
             raise ModelError(f"config.json makes no model: {error}") from error
-        self._rotary_cache: dict[int, tuple[Tensor, Tensor]] = {}
+        # What every layer is given beside hidden states, by the length of the windows.
+        self._given: dict[int, list[dict[str, Any]]] = {}
         family = self.facts.family
-        self._embedding = self._load(family.embedding)
-        self._head = self._embedding if self.facts.tied else self._load(family.head)
-        self._final_norm = LlamaRMSNorm(self.facts.hidden_size, self._config.rms_norm_eps)
-        self._final_norm.weight = nn.Parameter(self._load(family.final_norm), requires_grad=False)
+        inner = self._shell.model
+        inner.embed_tokens.weight = self._load(family.embedding)
+        inner.norm.weight = self._load(family.final_norm)
+        tied = self.facts.tied
+        self._head = inner.embed_tokens.weight if tied else self._load(family.head)
 
-    def _load(self, name: str) -> Tensor:
-        return self.checkpoint.tensor(name).to(self.device, self.dtype)
+    def _load(self, name: str) -> nn.Parameter:
+        tensor = self.checkpoint.tensor(name).to(self.device, self.dtype)
+        return nn.Parameter(tensor, requires_grad=False)
 
     def layer_tensors(self, index: int) -> dict[str, Tensor]:
         """A dense layer's tensors at the dtype and on the device of the forward pass."""
@@ -58,20 +60,16 @@ class Decoder:
 
     def layer(
         self, index: int, spec: LayerSpec, tensors: Mapping[str, Tensor]
-    ) -> PrunecLlamaDecoderLayer:
+    ) -> PerLayerDecoderLayer:
         """A decoder layer of any shape, holding the given tensors (named relative to the layer)."""
         with torch.device("meta"):
-            layer = shaped_decoder_layer(
-                self._config,
-                index,
-                query_heads=spec.query_heads,
-                kv_heads=spec.kv_heads,
-                ffn=spec.ffn,
-                query_groups=spec.query_groups,
+            layer: PerLayerDecoderLayer = self._classes.model.decoder_layer(
+                self._config, index, spec.query_heads, spec.kv_heads, spec.ffn, spec.query_groups
             )
         here = {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()}
         layer.load_state_dict(here, strict=True, assign=True)
         layer.eval().requires_grad_(False)
+        layer.index = index  # which positions and which mask it is given
         return layer
 
     def batches(self, windows: int, length: int) -> Iterator[slice]:
@@ -82,34 +80,72 @@ class Decoder:
 
     def embed(self, ids: Tensor) -> Tensor:
         """[windows, length] → hidden states."""
-        return nn.functional.embedding(ids.to(self.device), self._embedding)
+        hidden: Tensor = self._shell.model.embed_tokens(ids.to(self.device))
+        return hidden
 
-    def attend(self, layer: PrunecLlamaDecoderLayer, hidden: Tensor) -> Tensor:
+    def attend(self, layer: PerLayerDecoderLayer, hidden: Tensor) -> Tensor:
         """Hidden states after a layer's attention and its residual sum."""
-        if layer.self_attn is None:
-            return hidden
-        mixed: Tensor = layer.self_attn(
-            hidden_states=layer.input_layernorm(hidden),
-            position_embeddings=self._rotations(hidden.shape[1]),
-            attention_mask=None,  # full windows: causal, and nothing else
-        )[0]
-        return hidden + mixed
+        return layer.attend(hidden, **self._given_to(layer.index, hidden.shape[1]))
 
-    def feed(self, layer: PrunecLlamaDecoderLayer, hidden: Tensor) -> Tensor:
+    def feed(self, layer: PerLayerDecoderLayer, hidden: Tensor) -> Tensor:
         """Hidden states after a layer's MLP and its residual sum."""
-        if layer.mlp is None:
-            return hidden
-        widened: Tensor = layer.mlp(layer.post_attention_layernorm(hidden))
-        return hidden + widened
+        return layer.feed(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[windows, length, hidden_size] → [windows, length, vocab_size], float32."""
-        normed: Tensor = self._final_norm(hidden)
-        return (normed @ self._head.T).float()
+        logits: Tensor = (self._shell.model.norm(hidden) @ self._head.T).float()
+        cap = getattr(self._config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def _rotations(self, length: int) -> tuple[Tensor, Tensor]:
-        if length not in self._rotary_cache:
-            positions = torch.arange(length, device=self.device)[None]
-            like = torch.empty(0, dtype=self.dtype, device=self.device)
-            self._rotary_cache[length] = self._rotary(like, positions)
-        return self._rotary_cache[length]
+    def _given_to(self, index: int, length: int) -> dict[str, Any]:
+        """Rotations and mask of a layer, as the stock model itself makes them."""
+        if length not in self._given:
+            self._given[length] = given_to_layers(self._shell, self._config, length, self.dtype)
+        return self._given[length][index]
+
+
+def dense_config(facts: Facts) -> PretrainedConfig:
+    """The dense model's config, of our class for its family."""
+    config = classes_of(facts.family.model_type).config.from_dict(
+        {key: value for key, value in facts.config.items() if key != "model_type"}
+    )
+    # Kernels that cap no attention scores would leave the cap out without a word.
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    config._attn_implementation = "eager" if capped else "sdpa"
+    assert isinstance(config, PretrainedConfig)
+    return config
+
+
+def shell(facts: Facts) -> Any:
+    """The model without its layers and with a vocabulary of one: norm, rotations, scales."""
+    config = dense_config(facts)
+    config.num_hidden_layers, config.vocab_size, config.pad_token_id = 0, 1, None
+    return classes_of(facts.family.model_type).causal_lm(config).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def given_to_layers(
+    model: Any, config: PretrainedConfig, length: int, dtype: torch.dtype
+) -> list[dict[str, Any]]:
+    """What the stock forward pass hands every layer on windows of a length: one dict a layer.
+
+    Runs it with layers that only note their arguments, so that masks, windows and rotations are the
+    family's own.
+    """
+    noted: list[dict[str, Any]] = []
+
+    class Note(nn.Module):
+        def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+            noted.append(kwargs)
+            return hidden_states
+
+    inner, count = model.model, config.num_hidden_layers
+    before, inner.config.num_hidden_layers = inner.layers, count
+    inner.layers = nn.ModuleList([Note() for _ in range(count)])
+    try:
+        weight = inner.norm.weight
+        hidden = torch.zeros(1, length, config.hidden_size, dtype=dtype, device=weight.device)
+        inner(inputs_embeds=hidden, use_cache=False)
+    finally:
+        inner.layers, inner.config.num_hidden_layers = before, 0
+    return noted

@@ -32,12 +32,13 @@ class Facts:
 
 def facts_from_config(config: Mapping[str, Any]) -> Facts:
     """Facts from a parsed config.json; ModelError if it is unsupported or incomplete."""
-    family = family_of(config)
+    family, given = family_of(config), dict(config)
     if config.get("quantization_config"):
         raise ModelError(
             "the model is quantised; prunec prunes floating-point weights",
             hint="start from the original checkpoint and quantise the pruned one",
         )
+    config = {**family.defaults, **{k: v for k, v in config.items() if v is not None}}
     heads, hidden = _size(config, "num_attention_heads"), _size(config, "hidden_size")
     kv_heads = _size(config, "num_key_value_heads", default=heads)
     if heads % kv_heads:
@@ -45,14 +46,12 @@ def facts_from_config(config: Mapping[str, Any]) -> Facts:
             f"config.json has {heads} query heads on {kv_heads} KV heads; "
             "the first must be a multiple of the second"
         )
-    biased: set[str] = set()
-    if config.get("attention_bias"):
-        biased |= {family.query, family.key, family.value, family.output}
-    if config.get("mlp_bias"):
-        biased |= {family.gate, family.up, family.down}
+    biased = {*family.always_biased}
+    for key, projections in family.biases.items():
+        biased |= {*projections} if config.get(key) else set()
     return Facts(
         family=family,
-        config=dict(config),
+        config=given,
         layers=_size(config, "num_hidden_layers"),
         hidden_size=hidden,
         query_heads=heads,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunec.compiler.model.facts import Facts
+from prunec.compiler.model.families import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,22 +124,16 @@ def projection_shapes(facts: Facts, spec: LayerSpec) -> dict[str, tuple[int, ...
 
     Names are relative to the layer. Tensors of an absent sublayer are absent.
     """
-    family, d_model = facts.family, facts.hidden_size
-    d_query, d_kv = spec.query_heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    family, d_model, rows = facts.family, facts.hidden_size, rows_of(spec)
     weights: dict[str, tuple[int, int]] = {}
     if spec.attention:
-        weights |= {
-            family.query: (d_query, d_model),
-            family.key: (d_kv, d_model),
-            family.value: (d_kv, d_model),
-            family.output: (d_model, d_query),
-        }
+        for name, parts in family.attention_inputs.items():
+            weights[name] = (sum(rows[part] for part in parts), d_model)
+        weights[family.output] = (d_model, rows["query"])
     if spec.mlp:
-        weights |= {
-            family.gate: (spec.ffn, d_model),
-            family.up: (spec.ffn, d_model),
-            family.down: (d_model, spec.ffn),
-        }
+        for name, parts in family.mlp_inputs.items():
+            weights[name] = (sum(rows[part] for part in parts), d_model)
+        weights[family.down] = (d_model, spec.ffn)
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in weights.items():
         shapes[f"{name}.weight"] = shape
@@ -147,13 +142,22 @@ def projection_shapes(facts: Facts, spec: LayerSpec) -> dict[str, tuple[int, ...
     return shapes
 
 
+def rows_of(spec: LayerSpec) -> dict[Rows, int]:
+    """How many rows every part of a layer's projections has."""
+    d_query, d_kv = spec.query_heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    return {"query": d_query, "key": d_kv, "value": d_kv, "gate": spec.ffn, "up": spec.ffn}
+
+
 def norm_shapes(facts: Facts, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
-    """Shapes of a layer's norms: a norm lives and dies with the sublayer that it feeds."""
+    """Shapes of a layer's norms: a norm lives and dies with the sublayer that it belongs to."""
+    family, rows = facts.family, rows_of(spec)
     shapes: dict[str, tuple[int, ...]] = {}
     if spec.attention:
-        shapes[facts.family.attention_norm] = (facts.hidden_size,)
+        shapes |= dict.fromkeys(family.attention_norms, (facts.hidden_size,))
+        shapes |= dict.fromkeys(family.head_norms, (facts.head_dim,))
+        shapes |= {name: (rows[part],) for name, part in family.layer_norms.items()}
     if spec.mlp:
-        shapes[facts.family.mlp_norm] = (facts.hidden_size,)
+        shapes |= dict.fromkeys(family.mlp_norms, (facts.hidden_size,))
     return shapes
 
 

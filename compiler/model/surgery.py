@@ -3,13 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from prunec.compiler.model.facts import Facts
-from prunec.compiler.model.layout import LayerSelection
+from prunec.compiler.model.families import Rows
+from prunec.compiler.model.layout import (
+    LayerSelection,
+    dense_layout,
+    norm_shapes,
+    projection_shapes,
+    rows_of,
+)
 
 
 def slice_layer(
@@ -17,26 +24,31 @@ def slice_layer(
 ) -> dict[str, Tensor]:
     """The tensors of one layer at a selection. Names are relative to the layer.
 
-    Rows of query, key, value, gate and up, columns of output and down. Biases of the former
-    follow their rows, biases of the latter stay whole. An absent sublayer takes its norm along.
+    Rows of what computes queries, keys, values, gate and up, columns of output and down. Biases of
+    the former follow their rows, biases of the latter stay whole. An absent sublayer takes its
+    norms along.
     """
     family = facts.family
-    query = head_rows(selection.query_heads, facts.head_dim)
-    kv = head_rows(selection.kv_heads, facts.head_dim)
-    neurons = torch.tensor(selection.neurons, dtype=torch.long)
-    rows = {family.query: query, family.key: kv, family.value: kv}
-    rows |= {family.gate: neurons, family.up: neurons}
-    columns = {family.output: query, family.down: neurons}
-    gone = set()
-    if not selection.kv_heads:
-        gone |= {family.query, family.key, family.value, family.output, family.attention_norm}
-    if not selection.neurons:
-        gone |= {family.gate, family.up, family.down, family.mlp_norm}
+    units: dict[Rows, Tensor] = {
+        "query": head_rows(selection.query_heads, facts.head_dim),
+        "key": head_rows(selection.kv_heads, facts.head_dim),
+        "value": head_rows(selection.kv_heads, facts.head_dim),
+        "gate": torch.tensor(selection.neurons, dtype=torch.long),
+        "up": torch.tensor(selection.neurons, dtype=torch.long),
+    }
+    rows = {
+        name: fused_rows(facts, parts, units)
+        for name, parts in family.inputs.items()
+    }
+    rows |= {name.removesuffix(".weight"): units[part] for name, part in family.layer_norms.items()}
+    columns = {family.output: units["query"], family.down: units["gate"]}
+    spec = selection.spec(facts.head_dim)
+    stay = projection_shapes(facts, spec) | norm_shapes(facts, spec)
 
     sliced = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
-        if module in gone or name in gone:
+        if name not in stay:
             continue
         if module in rows:
             tensor = tensor.index_select(0, rows[module].to(tensor.device))
@@ -44,6 +56,19 @@ def slice_layer(
             tensor = tensor.index_select(1, columns[module].to(tensor.device))
         sliced[name] = tensor
     return sliced
+
+
+def fused_rows(facts: Facts, parts: Sequence[Rows], units: Mapping[Rows, Tensor]) -> Tensor:
+    """Rows of a dense projection that computes several parts, one behind the other.
+
+    units: the rows of each part that stay, numbered from the part's own first row
+    """
+    sizes = rows_of(dense_layout(facts)[0])
+    found, before = [], 0
+    for part in parts:
+        found.append(units[part] + before)
+        before += sizes[part]
+    return torch.cat(found)
 
 
 def head_rows(heads: tuple[int, ...], head_dim: int) -> Tensor:

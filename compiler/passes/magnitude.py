@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from prunec.compiler.model.facts import Facts
-from prunec.compiler.model.layout import LayerSelection, LayerSpec
+from prunec.compiler.model.families import Rows
+from prunec.compiler.model.layout import LayerSelection, LayerSpec, dense_layout, rows_of
 from prunec.compiler.model.surgery import slice_layer
 from prunec.compiler.passes.nested import CutLayer
 
@@ -24,20 +25,24 @@ def prune_by_magnitude(facts: Facts, tensors: Mapping[str, Tensor], spec: LayerS
 
 def largest_units(facts: Facts, tensors: Mapping[str, Tensor], spec: LayerSpec) -> LayerSelection:
     """The units of largest squared norm, coupled tensors summed."""
-    family = facts.family
+    family, rows = facts.family, rows_of(dense_layout(facts)[0])
+    squared: dict[Rows, Tensor] = {}  # of every row of every part
+    for name, parts in family.inputs.items():
+        norms = tensors[f"{name}.weight"].float().square().sum(dim=1)
+        squared |= dict(zip(parts, norms.split([rows[part] for part in parts]), strict=True))
 
-    def rows(name: str, units: int) -> Tensor:
-        return tensors[f"{name}.weight"].float().square().reshape(units, -1).sum(dim=1)
+    def units(part: Rows, count: int) -> Tensor:
+        return squared[part].reshape(count, -1).sum(dim=1)
 
-    def columns(name: str, units: int) -> Tensor:
+    def columns(name: str, count: int) -> Tensor:
         weight = tensors[f"{name}.weight"].float().square()
-        return weight.sum(dim=0).reshape(units, -1).sum(dim=1)
+        return weight.sum(dim=0).reshape(count, -1).sum(dim=1)
 
-    heads = rows(family.query, facts.query_heads) + columns(family.output, facts.query_heads)
+    heads = units("query", facts.query_heads) + columns(family.output, facts.query_heads)
     heads = heads.reshape(facts.kv_heads, -1)  # [KV groups, query heads of a group]
     groups = heads.sum(dim=1)
-    groups += rows(family.key, facts.kv_heads) + rows(family.value, facts.kv_heads)
-    neurons = rows(family.gate, facts.ffn) + rows(family.up, facts.ffn)
+    groups += units("key", facts.kv_heads) + units("value", facts.kv_heads)
+    neurons = units("gate", facts.ffn) + units("up", facts.ffn)
     neurons += columns(family.down, facts.ffn)
 
     kept_groups = _largest(groups, spec.kv_heads)

@@ -22,7 +22,7 @@ from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import dense_layout, free_selection
-from prunec.compiler.model.modeling_prunec_llama import PrunecLlamaDecoderLayer
+from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
 from prunec.compiler.model.surgery import head_rows, slice_layer
 from prunec.compiler.passes.least_squares import cholesky
 from prunec.compiler.passes.nested import CutLayer
@@ -276,9 +276,7 @@ def _levels(
     return levels
 
 
-def _grams(
-    decoder: Decoder, layer: PrunecLlamaDecoderLayer, hidden: Tensor
-) -> tuple[Tensor, Tensor]:
+def _grams(decoder: Decoder, layer: PerLayerDecoderLayer, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """Gram matrices of the inputs of a dense layer's output and down projections.
 
     Float32 products, float64 sums; the hidden states stay where they are.
@@ -320,5 +318,5 @@ def _advance(
         hidden[batch] = decoder.feed(layer, decoder.attend(layer, hidden[batch]))
 
 
-def _dense(decoder: Decoder, index: int, tensors: Mapping[str, Tensor]) -> PrunecLlamaDecoderLayer:
+def _dense(decoder: Decoder, index: int, tensors: Mapping[str, Tensor]) -> PerLayerDecoderLayer:
     return decoder.layer(index, dense_layout(decoder.facts)[index], tensors)

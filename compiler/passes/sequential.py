@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.layout import LayerSpec, Layout, attention_parameters, dense_layout
-from prunec.compiler.model.modeling_prunec_llama import PrunecLlamaDecoderLayer
+from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
 from prunec.compiler.passes.eliminate import channel_order, head_path
 from prunec.compiler.passes.gram import Streams, advance, energy, gram_statistics
 from prunec.compiler.passes.least_squares import (
@@ -86,7 +86,7 @@ def _solve_layer(
     decoder: Decoder,
     index: int,
     tensors: Mapping[str, Tensor],
-    dense: PrunecLlamaDecoderLayer,
+    dense: PerLayerDecoderLayer,
     streams: Streams,
     spec: LayerSpec,
     solver: Solver,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.layout import LayerSpec, Layout
-from prunec.compiler.model.modeling_prunec_llama import PrunecLlamaDecoderLayer
+from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
 from prunec.compiler.passes.nested import CutLayer, NestedLayer
 from prunec.compiler.search.divergence import TeacherDistributions, divergence
 
@@ -52,7 +52,7 @@ class Evaluator:
         self.token_forwards = 0
         # A sublayer is a layer whose other half is absent; the two never share a key, except
         # where both are absent and alike.
-        self._cuts: OrderedDict[tuple[int, LayerSpec], PrunecLlamaDecoderLayer] = OrderedDict()
+        self._cuts: OrderedDict[tuple[int, LayerSpec], PerLayerDecoderLayer] = OrderedDict()
         self._cut_bytes_left = cut_bytes
         self._base: Layout = ()
         # Hidden states of the base before some of its sublayers, by the sublayer's number:
@@ -124,7 +124,7 @@ class Evaluator:
                 return 2 * index + 1
         return 2 * len(layout)
 
-    def _attention(self, index: int, spec: LayerSpec) -> PrunecLlamaDecoderLayer:
+    def _attention(self, index: int, spec: LayerSpec) -> PerLayerDecoderLayer:
         def cut() -> CutLayer:
             tensors = self.decoder.layer_tensors(index)
             shape = (spec.query_heads, spec.kv_heads)
@@ -132,7 +132,7 @@ class Evaluator:
 
         return self._cached(index, replace(spec, ffn=0), cut)
 
-    def _mlp(self, index: int, spec: LayerSpec) -> PrunecLlamaDecoderLayer:
+    def _mlp(self, index: int, spec: LayerSpec) -> PerLayerDecoderLayer:
         def cut() -> CutLayer:
             tensors = self.decoder.layer_tensors(index)
             return self.supernet[index].mlp.cut(self.decoder.facts, tensors, spec.ffn)
@@ -141,7 +141,7 @@ class Evaluator:
 
     def _cached(
         self, index: int, spec: LayerSpec, cut: Callable[[], CutLayer]
-    ) -> PrunecLlamaDecoderLayer:
+    ) -> PerLayerDecoderLayer:
         if (index, spec) not in self._cuts:
             layer = self.decoder.layer(index, spec, cut().tensors)
             self._cuts[index, spec] = layer

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunec.compiler.model.decoder import Decoder
-from prunec.compiler.model.modeling_prunec_llama import PrunecLlamaDecoderLayer
+from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
 from prunec.compiler.passes.published import LayerLevels, cut_layer
 from prunec.compiler.search.divergence import RenormalisedTeacher, TeacherDistributions
 from prunec.compiler.search.published import Grid, Levels
@@ -35,7 +35,7 @@ class PublishedScorer:
         self.ids = ids
         self.teacher = RenormalisedTeacher.of(teacher)
         self.token_forwards = 0
-        self._cache: OrderedDict[tuple[int, int], PrunecLlamaDecoderLayer] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, int], PerLayerDecoderLayer] = OrderedDict()
         self._cached_bytes = 0
 
     @property
@@ -62,7 +62,7 @@ class PublishedScorer:
         self.token_forwards += ids.numel()
         return total / len(ids)
 
-    def _sublayer(self, site: int, number: int) -> PrunecLlamaDecoderLayer:
+    def _sublayer(self, site: int, number: int) -> PerLayerDecoderLayer:
         """A layer whose other half is absent."""
         key = (site, number)
         if key not in self._cache:
@@ -82,5 +82,5 @@ class PublishedScorer:
         return self._cache[key]
 
 
-def _bytes(layer: PrunecLlamaDecoderLayer) -> int:
+def _bytes(layer: PerLayerDecoderLayer) -> int:
     return sum(parameter.nbytes for parameter in layer.parameters())

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.layout import LayerSpec
-from prunec.compiler.model.modeling_prunec_llama import PrunecLlamaDecoderLayer
+from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
 from prunec.compiler.model.surgery import head_rows
 from prunec.compiler.passes.nested import CutLayer, NestedLayer
 from prunec.compiler.search.divergence import TeacherDistributions, divergence
@@ -170,7 +170,7 @@ class _Mixed:
 
     def __init__(
         self,
-        layer: PrunecLlamaDecoderLayer,
+        layer: PerLayerDecoderLayer,
         last: nn.Module | None,
         levels: Sequence[tuple[Tensor, Tensor] | None],
     ) -> None:

@@ -14,13 +14,17 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+)
 
-from prunec.compiler.model import modeling_prunec_llama as modeling
 from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import Facts, facts_from_config
@@ -33,6 +37,7 @@ from prunec.compiler.model.layout import (
     prunable_parameters,
     total_parameters,
 )
+from prunec.compiler.model.modeling import classes_of
 from prunec.compiler.model.surgery import head_rows, slice_layer
 from prunec.exporters import hf
 from prunec.exporters.artefact import Provenance, Written
@@ -186,24 +191,26 @@ def uneven(tiny_llama: MakeLlama, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_uneven_query_heads_are_told_in_the_config_and_on_the_card(
     per_layer: tuple[Path, Path], uneven: Path
 ) -> None:
-    shapes = json.loads((uneven / "config.json").read_text())["layer_shapes"]
-    assert [shape.get("query_groups") for shape in shapes] == [[2, 1], None, [1, 2], None, None]
-    assert [shape["num_key_value_heads"] for shape in shapes] == [2, 1, 2, 0, 1]
+    shapes = json.loads((uneven / "config.json").read_text())["per_layer_config"]
+    assert [shapes.get(layer, {}).get("query_groups") for layer in "01234"] == [
+        *([2, 1], None, [1, 2], None, None)
+    ]
+    assert shapes["3"]["skip"] == ["attention"]
+    config = AutoConfig.from_pretrained(uneven)
+    assert [config.shape_of(layer)[1] for layer in range(5)] == [2, 1, 2, 0, 1]
     assert "| 0 | 3 (2 + 1) | 2 | 96 |" in (uneven / "README.md").read_text(encoding="utf-8")
     model = AutoModelForCausalLM.from_pretrained(uneven)
     cache = model(TOKENS).past_key_values
     assert [layer.keys.shape[1] for layer in cache.layers[:4]] == [2, 1, 2, 1]
-    kinds = [type(layer.self_attn).__name__ for layer in model.model.layers]
-    stock = "LlamaAttention"
-    assert kinds == [f"Prunec{stock}", stock, f"Prunec{stock}", "NoneType", stock]
 
 
 @pytest.mark.parametrize("groups", [[3], [2, 2], [0, 3], [4, -1]])
 def test_query_groups_that_do_not_add_up_are_refused(uneven: Path, groups: list[int]) -> None:
     content = json.loads((uneven / "config.json").read_text())
-    content["layer_shapes"][0]["query_groups"] = groups
-    with pytest.raises(StrictDataclassError, match=r"layer_shapes\[0\] has query_groups"):
-        modeling.PrunecLlamaConfig(**content)
+    content["per_layer_config"]["0"]["query_groups"] = groups
+    ours = classes_of("llama")
+    with pytest.raises(ValueError, match="layer 0 has query_groups"), torch.device("meta"):
+        ours.causal_lm(ours.config.from_dict(content))
 
 
 def test_uneven_query_heads_are_not_uniform(tiny_llama: MakeLlama, tmp_path: Path) -> None:
@@ -356,7 +363,7 @@ def test_a_loaded_model_saves_as_it_was_loaded(
     model = AutoModelForCausalLM.from_pretrained(per_layer[1])
     assert isinstance(AutoModel.from_pretrained(per_layer[1]), type(model.model))
     model.save_pretrained(tmp_path)
-    for name in ("layer_shapes", "auto_map", "num_attention_heads", "intermediate_size"):
+    for name in ("per_layer_config", "auto_map", "num_attention_heads", "intermediate_size"):
         first, second = (
             json.loads((folder / "config.json").read_text()) for folder in (per_layer[1], tmp_path)
         )

@@ -26,7 +26,8 @@ from prunec.compiler.model.layout import (
     tensor_shapes,
     total_parameters,
 )
-from prunec.compiler.model.modeling_prunec_llama import PrunecLlamaConfig, PrunecLlamaForCausalLM
+from prunec.compiler.model.modeling import classes_of
+from prunec.exporters import hf
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -84,12 +85,10 @@ def test_a_layout_of_unlike_layers_counts_what_the_shaped_model_holds(
         LayerSpec(0, 0, dim, 7),
         LayerSpec(facts.query_heads, facts.kv_heads, dim, facts.ffn),
     )
-    keys = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-    shapes = [dict(zip(keys, (s.query_heads, s.kv_heads, s.ffn), strict=True)) for s in layout]
-    settings = {**config, "head_dim": dim, "layer_shapes": shapes}
-    del settings["model_type"]
+    content = hf.model_config(facts, layout, "per_layer", torch.float32)
     with torch.device("meta"):
-        model = PrunecLlamaForCausalLM(PrunecLlamaConfig(**settings))
+        ours = classes_of("llama")
+        model = ours.causal_lm(ours.config.from_dict(content))
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
     prunable = sum(count for name, count in counts.items() if _is_prunable(name))
     assert total_parameters(facts, layout) == sum(counts.values())

@@ -71,12 +71,14 @@ def test_a_shrunk_model_has_the_logits_of_the_dense_one_with_the_same_units_mask
     sizes, selections = case
     config = AutoConfig.for_model(model_type, **sizes, pad_token_id=0)
     torch.manual_seed(seed)
-    dense = AutoModelForCausalLM.from_config(config).double().eval()
+    dense = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
     with torch.no_grad():
         for name, parameter in dense.named_parameters():
             # Norms and biases too, so that one that is lost or misplaced shows.
             nn.init.normal_(parameter, std=0.5).add_("norm" in name)
     facts = facts_from_config(config.to_dict())
+    if not facts.family.heads_are_units:
+        selections = [_with_all_heads_or_none(selection, facts) for selection in selections]
     shrunk = _shrunk(facts, dense.state_dict(), selections)
     ids = torch.randint(sizes["vocab_size"], (2, 9))
 
@@ -125,6 +127,12 @@ def _mask(model: nn.Module, facts: Facts, selections: Selections) -> None:
             reader.register_forward_pre_hook(lambda _, inputs, mask=mask: (inputs[0] * mask,))
             if not mask.any():  # its bias goes too
                 reader.register_forward_hook(lambda _, inputs, output: torch.zeros_like(output))
+
+
+def _with_all_heads_or_none(selection: LayerSelection, facts: Facts) -> LayerSelection:
+    everything = _all_units(facts)
+    heads = (everything.query_heads, everything.kv_heads) if selection.kv_heads else ((), ())
+    return LayerSelection(*heads, selection.neurons)
 
 
 def _all_units(facts: Facts) -> LayerSelection:

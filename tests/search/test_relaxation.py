@@ -132,7 +132,7 @@ def _in_double(monkeypatch: pytest.MonkeyPatch) -> None:
         return normed
 
     def logits(self: Decoder, hidden: Tensor) -> Tensor:
-        normed: Tensor = self._final_norm(hidden)
+        normed: Tensor = self._shell.model.norm(hidden)
         return normed @ self._head.T
 
     monkeypatch.setattr(LlamaRMSNorm, "forward", norm)

@@ -37,6 +37,12 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any])
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
+def per_layer(query_heads: int, kv_heads: int, ffn: int) -> dict[str, dict[str, Any]]:
+    """The config's words for layer 0 of these sizes and layer 1 without attention."""
+    sizes = {"num_attention_heads": query_heads, "num_key_value_heads": kv_heads}
+    return {"0": {**sizes, "intermediate_size": ffn}, "1": {"skip": ["attention"]}}
+
+
 @pytest.fixture
 def pruned(llama: Path) -> Path:
     """The tiny model with one query and one KV head and 16 neurons fewer in layer 0, no attention
@@ -58,9 +64,7 @@ def pruned(llama: Path) -> Path:
                 del tensors[name]
 
     edit_tensors(llama, prune)
-    keys = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-    shapes = [dict(zip(keys, sizes, strict=True)) for sizes in ((2, 1, 32), (0, 0, 48))]
-    edit_config(llama, model_type="prunec_llama", layer_shapes=shapes)
+    edit_config(llama, model_type="prunec_llama", per_layer_config=per_layer(2, 1, 32))
     (llama / "prunec").mkdir()
     (llama / "prunec" / "recipe.yaml").write_text("method: {kind: [tyr]}\n")
     return llama
@@ -139,21 +143,18 @@ def test_uneven_query_heads_are_taken_from_the_config_if_they_add_up(pruned: Pat
         tensors[f"{FIRST}self_attn.o_proj.weight"] = torch.zeros(32, 24)
 
     edit_tensors(pruned, widen)
-    keys = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-    shapes: list[dict[str, Any]] = [
-        dict(zip(keys, sizes, strict=True)) for sizes in ((3, 2, 32), (0, 0, 48))
-    ]
-    edit_config(pruned, layer_shapes=shapes)
+    shapes = per_layer(3, 2, 32)
+    edit_config(pruned, per_layer_config=shapes)
     assert inspect(pruned).problems == ("layer 0: 3 query heads do not share 2 KV heads evenly",)
-    shapes[0]["query_groups"] = [2, 1]
-    edit_config(pruned, layer_shapes=shapes)
+    shapes["0"]["query_groups"] = [2, 1]
+    edit_config(pruned, per_layer_config=shapes)
     artefact = inspect(pruned)
     assert artefact.problems == () and artefact.weights is not None
     assert artefact.weights.layers[0] == LayerShape(3, 2, 8, 32, (2, 1))
     assert artefact.as_dict()["weights"]["layers"][0]["query_groups"] == [2, 1]
     for wrong in ([1, 1], [3], [3, 0], "2+1", [True, 2]):
-        shapes[0]["query_groups"] = wrong
-        edit_config(pruned, layer_shapes=shapes)
+        shapes["0"]["query_groups"] = wrong
+        edit_config(pruned, per_layer_config=shapes)
         (problem,) = inspect(pruned).problems
         assert problem == (
             f"layer 0: config.json says query_groups {wrong!r}; the tensors hold 3 query heads on "
@@ -196,8 +197,8 @@ def test_an_untouched_build_has_no_problems_and_a_verdict(build: Path) -> None:
             "lm_head.weight is missing, and config.json does not tie it to the embedding",
         ),
         (
-            {"layer_shapes": [{}]},
-            "config.json has layer_shapes that are not one for each of 2 layers",
+            {"per_layer_config": {"2": {}}},
+            "config.json has a per_layer_config that is not of its 2 layers",
         ),
     ],
 )
@@ -214,7 +215,7 @@ def test_a_config_that_its_tensors_do_not_bear_out_is_a_problem(
         ("mlp.up_proj.weight", "layer 0: mlp.up_proj is missing"),
         (
             "input_layernorm.weight",
-            "layer 0: input_layernorm.weight is missing for self_attn.q_proj",
+            "layer 0: input_layernorm is missing for attention",
         ),
     ],
 )
