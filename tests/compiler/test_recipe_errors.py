@@ -88,7 +88,7 @@ EDITS = [
     Broken("unknown kind", "tyr", "try", "3:16", "must be tyr, uniform or magnitude", "mean tyr"),
     Broken("odd kind", "tyr", "[tyr]", "3:16", "method.kind is a list; it must be tyr"),
     Broken("no kind", "kind: tyr", "", "3:1", "method.kind is missing; it must be tyr"),
-    Broken("unknown export", "kind: hf", "kind: onnx, opset: 20", "13:17", "it must be hf"),
+    Broken("unknown export", "kind: hf", "kind: gguf", "13:17", "it must be hf, vllm or onnx"),
     Broken("second export", "[{kind: hf}]", "[{kind: hf}, {kind: hf}]", "13:22", "a second `hf`"),
     # Unknown and missing keys
     Broken("typo", "sparsity", "sparsty", "5:3", 'target has no key "sparsty"', "mean sparsity?"),
