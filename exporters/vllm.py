@@ -16,8 +16,10 @@ from prunec.exporters.artefact import Provenance
 from prunec.exporters.hf import verify as verify
 from prunec.exporters.hf_rules import LayoutKind
 
-# Families whose stock class in vLLM reads no head_dim: it divides the hidden size by query heads.
+# Of vLLM's stock classes, these read no head_dim: they divide the hidden size by query heads.
 _IMPLICIT_HEAD_DIM = frozenset({"qwen2"})
+# And these know no windows of single layers.
+_WINDOWLESS = frozenset({"qwen2", "qwen3"})
 
 
 def export(
@@ -33,10 +35,9 @@ def export(
 ) -> None:
     """As `hf.export`; raises what that raises.
 
-    A uniform model whose stock class would misread the size of its heads is written per layer.
+    A uniform model that vLLM's stock class would misread is written for the plugin all the same.
     """
-    width = layout[0].query_heads * facts.head_dim
-    if facts.family.model_type in _IMPLICIT_HEAD_DIM and width != facts.hidden_size:
+    if _is_misread(facts, layout):
         layout_kind = "per_layer"
     hf.export(
         destination,
@@ -49,3 +50,10 @@ def export(
         max_shard_bytes,
         provenance,
     )
+
+
+def _is_misread(facts: Facts, layout: Layout) -> bool:
+    model_type, width = facts.family.model_type, layout[0].query_heads * facts.head_dim
+    if model_type in _IMPLICIT_HEAD_DIM and width != facts.hidden_size:
+        return True
+    return model_type in _WINDOWLESS and bool(facts.config.get("use_sliding_window"))

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders for vLLM, opened by vLLM: it answers as transformers does, in float32."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from prunec.compiler.model.checkpoint import Checkpoint
+from prunec.compiler.model.folder import facts_from_folder
+from prunec.compiler.model.layout import LayerSelection, kv_bytes_per_token
+from prunec.compiler.model.surgery import slice_layer
+from prunec.exporters import exporter_for
+from prunec.exporters.artefact import Provenance
+
+MakeModel = Callable[..., Path]
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed: make setup"),
+]
+
+PROVENANCE = Provenance("method: {kind: tyr}\n", {}, "examples/dense", "tyr", "no text")
+PROMPTS = [list(range(3, 20)), [5, 6, 7], list(range(40, 140))]
+SETTINGS = {"kind": "vllm", "dialect": "plugin", "tensor_parallel": 1}
+
+
+def selection(query_heads: tuple[int, ...], neurons: range) -> LayerSelection:
+    """Of four query heads on two KV heads."""
+    return LayerSelection(query_heads, tuple(sorted({q // 2 for q in query_heads})), tuple(neurons))
+
+
+# Layer 0 without attention, 2 without MLP, 3 empty; the others thinner in one way or another.
+PER_LAYER = (
+    selection((), range(0, 96, 3)),
+    selection((1, 2), range(7)),
+    selection((2, 3), range(0)),
+    selection((), range(0)),
+    selection((0, 1, 2, 3), range(1, 96)),
+    selection((3,), range(40)),
+)
+DECILM = (
+    selection((0, 3), range(0)),
+    selection((2,), range(7)),
+    selection((2, 3), range(0)),
+    selection((), range(0)),
+    selection((), range(1, 96)),
+    selection((0, 1, 2, 3), range(40)),
+)
+UNIFORM = tuple(selection((q, 3 - q), range(q, 96, 3)) for q in (0, 1, 0, 1, 1, 0))
+SPLIT = (selection((0, 1), range(30)), *PER_LAYER[1:5], selection((0, 1, 2, 3), range(96)))
+
+#: What is special about a family; vLLM's attention for CPUs knows few sizes of a head.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"biased": True},
+    "mistral": {"sliding_window": 7},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
+    "qwen3": {},
+    "phi3": {"hidden": 128, "original_max_position_embeddings": 512},
+    "gemma2": {"sliding_window": 7, "query_pre_attn_scalar": 16, "tied": True},
+    "gemma3_text": {"sliding_window": 7, "sliding_window_pattern": 2, "tied": True},
+}
+
+
+def written(
+    folder: Path,
+    source: Path,
+    selections: tuple[LayerSelection, ...],
+    layout_kind: str,
+    **settings: Any,
+) -> Path:
+    facts = facts_from_folder(source)
+    layout = tuple(each.spec(facts.head_dim) for each in selections)
+    writer = exporter_for(SETTINGS | settings).load()
+    folder.mkdir(parents=True)
+    tensors = _pruned(source, selections)
+    kind: Any = layout_kind
+    shard = 1 << 30
+    writer.export(folder, source, facts, layout, kind, tensors, torch.float32, shard, PROVENANCE)
+    writer.verify(folder, layout, facts)
+    return folder
+
+
+def _pruned(source: Path, selections: tuple[LayerSelection, ...]) -> Iterator[tuple[str, Tensor]]:
+    facts = facts_from_folder(source)
+    checkpoint, family = Checkpoint(source, facts), facts.family
+    yield family.embedding, checkpoint.tensor(family.embedding)
+    for index, kept in enumerate(selections):
+        for name, tensor in slice_layer(facts, checkpoint.layer(index), kept).items():
+            yield family.in_layer(index, name), tensor
+    yield family.final_norm, checkpoint.tensor(family.final_norm)
+    if not facts.tied:
+        yield family.head, checkpoint.tensor(family.head)
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_llama: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Artefacts by name. What vLLM's stock DeciLM is to compute, transformers has per layer."""
+    root, found = tmp_path_factory.mktemp("vllm"), {}
+    for model_type, special in FAMILIES.items():
+        dense = tiny_llama(model_type=model_type, layers=6, head_dim=32, **special)
+        found[f"{model_type} per layer"] = written(
+            root / model_type / "per_layer", dense, PER_LAYER, "per_layer"
+        )
+    for model_type in ("llama", "qwen2"):
+        dense = tiny_llama(model_type=model_type, layers=6, head_dim=32, **FAMILIES[model_type])
+        here = root / model_type
+        found[f"{model_type} uniform"] = written(here / "uniform", dense, UNIFORM, "uniform")
+    for model_type in ("llama", "mistral"):
+        dense = tiny_llama(model_type=model_type, layers=6, head_dim=32, **FAMILIES[model_type])
+        here = root / model_type
+        found[f"{model_type} decilm"] = written(
+            here / "decilm", dense, DECILM, "per_layer", dialect="decilm"
+        )
+        found[f"{model_type} decilm, per layer"] = written(
+            here / "decilm_plugin", dense, DECILM, "per_layer"
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def adapter(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter for every projection of the per-layer Llama, with weights that matter."""
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    model = AutoModelForCausalLM.from_pretrained(folders["llama per layer"])
+    everywhere = "all-linear"
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=everywhere))
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.2 * torch.randn_like(parameter)
+    folder = tmp_path_factory.mktemp("adapter")
+    adapted.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(
+    folders: dict[str, Path], adapter: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What vLLM makes of all of them, in one process: starting it is what takes time."""
+    requests: dict[str, dict[str, Any]] = {}
+    for name, folder in folders.items():
+        remote = {"trust_remote_code": True} if name.endswith(" decilm") else {}
+        requests[name] = {"folder": str(folder), "options": remote, "prompts": PROMPTS}
+    llama = requests["llama per layer"]
+    chunked = {"max_num_batched_tokens": 32, "max_num_seqs": 4, "block_size": 32}
+    requests["chunked, cached"] = llama | {
+        "options": chunked | {"enable_prefix_caching": True},
+        "rounds": 2,
+    }
+    requests["adapted"] = llama | {
+        "options": {"enable_lora": True, "max_lora_rank": 8},
+        "adapter": str(adapter),
+    }
+    work = tmp_path_factory.mktemp("answers")
+    (work / "requests.json").write_text(json.dumps(requests))
+    script = Path(__file__).with_name("vllm_answers.py")
+    run = subprocess.run(
+        [sys.executable, str(script), "requests.json", "answers.json"],
+        cwd=work,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-8000:]
+    found: dict[str, Any] = json.loads((work / "answers.json").read_text())
+    return found
+
+
+def opened(folder: Path) -> Any:
+    # Written out, since the kernels that transformers would take ignore Gemma 2's soft caps.
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+
+
+def assert_as(model: Any, answer: dict[str, Any]) -> None:
+    """Greedy tokens, and log-probabilities of the most likely ones, as the model has them."""
+    for prompt, tokens, logprobs in zip(PROMPTS, answer["tokens"], answer["logprobs"], strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + tokens])).logits[0]
+        due = logits.double().log_softmax(-1)[len(prompt) - 1 : -1]
+        assert due.argmax(-1).tolist() == tokens
+        for step, found in enumerate(logprobs):
+            for token, logprob in found.items():
+                assert abs(due[step, int(token)] - logprob) < 5e-5
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_per_layer_model_answers_as_transformers_does(
+    model_type: str, folders: dict[str, Path], answers: dict[str, Any]
+) -> None:
+    name = f"{model_type} per layer"
+    assert answers[name]["class"].startswith("Prunec")
+    assert_as(opened(folders[name]), answers[name])
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_a_uniform_model_answers_as_transformers_does(
+    model_type: str, folders: dict[str, Path], answers: dict[str, Any]
+) -> None:
+    name = f"{model_type} uniform"
+    stock = "LlamaForCausalLM", "PrunecQwen2ForCausalLM"  # vLLM's Qwen2 has no head_dim
+    assert answers[name]["class"] in stock
+    assert_as(opened(folders[name]), answers[name])
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral"])
+def test_the_stock_dialect_answers_as_the_model_that_it_was_made_of(
+    model_type: str, folders: dict[str, Path], answers: dict[str, Any]
+) -> None:
+    assert answers[f"{model_type} decilm"]["class"] == "DeciLMForCausalLM"
+    model = opened(folders[f"{model_type} decilm, per layer"])
+    assert_as(model, answers[f"{model_type} decilm"])
+
+
+def test_chunked_prefill_and_prefix_caching_change_no_answer(
+    folders: dict[str, Path], answers: dict[str, Any]
+) -> None:
+    found = answers["chunked, cached"]
+    assert found["cached"][-1] == 96  # all blocks of the longest prompt that are full
+    assert_as(opened(folders["llama per layer"]), found)
+
+
+def test_a_lora_adapter_made_with_peft_is_served(
+    folders: dict[str, Path], adapter: Path, answers: dict[str, Any]
+) -> None:
+    peft = pytest.importorskip("peft")
+    plain = opened(folders["llama per layer"])
+    assert answers["adapted"]["tokens"] != answers["llama per layer"]["tokens"]
+    assert_as(peft.PeftModel.from_pretrained(plain, adapter).eval(), answers["adapted"])
+
+
+def test_the_kv_cache_takes_what_the_layers_need(
+    folders: dict[str, Path], answers: dict[str, Any], tiny_llama: MakeModel
+) -> None:
+    dense = tiny_llama(model_type="llama", layers=6, head_dim=32, **FAMILIES["llama"])
+    layout = tuple(each.spec(32) for each in PER_LAYER)
+    due = kv_bytes_per_token(facts_from_folder(dense), layout, bytes_per_value=4)
+    found = answers["llama per layer"]
+    assert found["kv_bytes_per_block"] == due * found["block_size"]
