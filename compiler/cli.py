@@ -201,6 +201,29 @@ def inspect(
 
 
 @app.command()
+def serve(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A build, or an artefact.")],
+    extra: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- ARGUMENTS]", help="Passed to vLLM.")
+    ] = None,
+    run: Annotated[bool, typer.Option("--run", help="Serve, instead of printing how.")] = False,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Where to listen.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="bfloat16, float16, float32.  [default: the weights']")
+    ] = None,
+) -> None:
+    """Print the command with which vLLM serves an artefact, or run it."""
+    import shlex
+
+    from prunec.compiler import serve_command
+
+    command = serve_command.command_for(folder, port=port, dtype=dtype, extra=extra or [])
+    if run:
+        serve_command.run(command)
+    sys.stdout.write(f"{shlex.join(command)}\n")
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of recipes."""
     from prunec.compiler.recipe import render_schema
