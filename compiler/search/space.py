@@ -22,6 +22,15 @@ class Space:
     budget: Budget
     paths: tuple[tuple[Shape, ...], ...]
 
+    @classmethod
+    def within(cls, budget: Budget, reachable: Sequence[Sequence[Shape]]) -> Space:
+        """Of the shapes that each layer's supernet can be cut to, those that the budget allows."""
+        paths = (
+            tuple(shape for shape in shapes if budget.allows(layer, shape))
+            for layer, shapes in enumerate(reachable)
+        )
+        return cls(budget, tuple(paths))
+
     @property
     def groups(self) -> list[range]:
         """Layers that have to change together: each on its own, or all of them."""

@@ -33,13 +33,9 @@ def run_search(context: Context, step: Step, entry: Entry, progress: Progress) -
     distributions = TeacherDistributions(**{k: tensor.to(device) for k, tensor in teacher.items()})
 
     budget = budget_of(context.recipe, context.subject.facts)
-    paths = tuple(
-        tuple(shape for shape in nested.attention.shapes if budget.allows(index, shape))
-        for index, nested in enumerate(supernet)
-    )
     supernet_step = context.plan.step(step.inputs["supernet"])
     start = Candidate.of(layout_of(context, supernet_step, "centre"))
-    space = Space(budget, paths)
+    space = Space.within(budget, [nested.attention.shapes for nested in supernet])
     settings = Settings(
         offspring=params["offspring"],
         step=params["step"],

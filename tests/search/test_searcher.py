@@ -212,6 +212,28 @@ def test_nothing_is_tried_that_an_export_cannot_express(
 
 
 @every_searcher
+def test_attention_never_leaves_a_layer_that_must_have_it(kind: str) -> None:
+    free = _space(sparsity=0.7)
+    budget = Budget(
+        free.budget.facts, 0.7, STEP, False, lambda queries, kv: True, attended=frozenset({0})
+    )
+    space = Space.within(budget, (PATH,) * 3)
+    assert space.paths == (PATH[:-1], PATH, PATH)
+    tried = {}
+    for name, each in (("free", free), ("attended", space)):
+        scorer = Separable(each, 3)
+        searcher = SEARCHERS[kind](each, scorer)
+        search(searcher, each, scorer, _start(each), _settings(), Allowance(6_000))
+        tried[name] = [
+            {index for index, spec in enumerate(layout) if not spec.attention}
+            for layout, _ in scorer.calls
+        ]
+    assert any(0 in absent for absent in tried["free"])
+    assert any(absent for absent in tried["attended"])
+    assert not any(0 in absent for absent in tried["attended"])
+
+
+@every_searcher
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_search_that_was_stopped_anywhere_ends_as_if_it_had_not_been(
     kind: str, seed: int
