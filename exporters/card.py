@@ -34,13 +34,14 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 """
 
 _UNIFORM = f"""\
-All layers are alike, so this is a plain Llama: transformers loads it with no code of ours.
+All layers are alike, so this is a plain {{architecture}}: transformers loads it with no code of
+ours.
 
 {_PLAIN}"""
 
 _PER_LAYER = """\
-Each layer has its own shape, which the stock Llama class cannot say. The class that can lies beside
-the weights as `modeling_prunec_llama.py`; read it, then
+Each layer has its own shape, which the stock {architecture} cannot say. The class that can lies
+beside the weights as `modeling_prunec*.py`; read it, then
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -73,6 +74,7 @@ def model_card(
         tags=["pruned", "prunec", provenance.method],
         **_inherited(source),
     )
+    loading = _UNIFORM if layout_kind == "uniform" else _PER_LAYER
     recipe = provenance.recipe_text
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0))
     return f"""\
@@ -93,7 +95,7 @@ Sparsity is the share of the prunable parameters (attention and MLP projections)
 
 ## Loading
 
-{_UNIFORM if layout_kind == "uniform" else _PER_LAYER}
+{loading.format(architecture=facts.family.architecture)}
 ## Layers
 
 | layer | query heads | KV heads | MLP width |

@@ -15,6 +15,26 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 
+#: What is special about a family: windows shorter than the text, scalings, normed scores.
+SPECIAL: dict[str, dict[str, Any]] = {
+    "llama": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+    "mistral": {"sliding_window": 7},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
+    "qwen3": {"head_dim": 24},
+    "phi3": {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "short_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5],
+            "long_factor": [2.0] * 8,
+        },
+        "original_max_position_embeddings": 64,
+    },
+    "gemma2": {"sliding_window": 7, "query_pre_attn_scalar": 16, "tied": True},
+    "gemma3_text": {"sliding_window": 7, "sliding_window_pattern": 2, "tied": True},
+}
+
+
 def make_model(
     folder: Path,
     model_type: str = "llama",
@@ -90,6 +110,16 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         if key not in made:
             made[key] = make_model(tmp_path_factory.mktemp("model"), **options)
         return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_family(tiny_llama: Callable[..., Path]) -> Callable[..., Path]:
+    """`tiny_llama` for any family, with what is special about it."""
+
+    def make(model_type: str, **options: Any) -> Path:
+        return tiny_llama(model_type=model_type, **SPECIAL.get(model_type, {}), **options)
 
     return make
 

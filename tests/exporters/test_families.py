@@ -27,25 +27,6 @@ MakeModel = Callable[..., Path]
 PROVENANCE = Provenance("method: {kind: tyr}\n", {}, "examples/dense", "tyr", "no text")
 TOKENS = torch.arange(3, 99).reshape(4, 24)
 
-#: What is special about a family: windows shorter than the text, scalings, normed scores.
-SPECIAL: dict[str, dict[str, Any]] = {
-    "llama": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
-    "mistral": {"sliding_window": 7},
-    "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
-    "qwen3": {"head_dim": 24},
-    "phi3": {
-        "rope_parameters": {
-            "rope_type": "longrope",
-            "rope_theta": 1e4,
-            "short_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5],
-            "long_factor": [2.0] * 8,
-        },
-        "original_max_position_embeddings": 64,
-    },
-    "gemma2": {"sliding_window": 7, "query_pre_attn_scalar": 16, "tied": True},
-    "gemma3_text": {"sliding_window": 7, "sliding_window_pattern": 2, "tied": True},
-}
-
 
 def selection(query_heads: tuple[int, ...], neurons: range) -> LayerSelection:
     """Of four query heads on two KV heads."""
@@ -65,8 +46,8 @@ UNIFORM = tuple(selection((q, 3 - q), range(q, 96, 3)) for q in (0, 1, 0, 1, 1))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def dense(request: pytest.FixtureRequest, tiny_llama: MakeModel) -> Path:
-    return tiny_llama(model_type=request.param, layers=5, **SPECIAL.get(request.param, {}))
+def dense(request: pytest.FixtureRequest, tiny_family: MakeModel) -> Path:
+    return tiny_family(request.param, layers=5)
 
 
 @pytest.fixture(scope="module", params=["per_layer", "uniform"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decoder in pieces is held against transformers' Llama, dense and with units masked."""
+"""The decoder in pieces is held against transformers' own models, dense and with units masked."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from prunec.compiler.model import decoder as decoder_module
 from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.decoder import Decoder
+from prunec.compiler.model.families import FAMILIES
 from prunec.compiler.model.folder import facts_from_folder
 from prunec.compiler.model.layout import LayerSelection, dense_layout
 from prunec.compiler.model.surgery import slice_layer
@@ -43,9 +44,11 @@ def _fresh_numbers(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(request.param)
 
 
-def _open(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, LlamaForCausalLM]:
+def _open(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, Any]:
     checkpoint = Checkpoint(folder, facts_from_folder(folder))
-    reference = LlamaForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    if getattr(reference.config, "attn_logit_softcapping", None):
+        reference.set_attn_implementation("eager")  # the only one that caps
     return Decoder(checkpoint, dtype, torch.device("cpu")), reference
 
 
@@ -83,6 +86,17 @@ def test_dense_layers_give_the_logits_of_transformers(
         with torch.no_grad():
             expected = reference(ids).logits
         assert_close(_logits(decoder, ids, layers), expected)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_family_gives_the_logits_of_transformers(
+    tiny_family: Callable[..., Path], model_type: str
+) -> None:
+    decoder, reference = _open(tiny_family(model_type, layers=5))
+    ids = _ids()  # longer than the windows of sliding layers
+    with torch.no_grad():
+        expected = reference(ids).logits
+    assert_close(_logits(decoder, ids, _dense_layers(decoder)), expected)
 
 
 def test_a_bf16_forward_pass_is_the_one_of_transformers(tiny_llama: Callable[..., Path]) -> None:
