@@ -57,6 +57,10 @@ def trace(config: Any, layout: Layout, dtype: torch.dtype) -> ir.Model:
         for name, parameter in decoder.named_parameters(remove_duplicate=False)
     }
     names = cache_names(layout)
+    # Without attention there is no place in the cache, and all others are of one kind in it.
+    attended = [i for i, spec in enumerate(layout) if spec.attention]
+    for place, index in enumerate(attended):
+        decoder.base_model.layers[index].self_attn.layer_idx = place
     with _quietly(), FakeTensorMode() as fake:
         for module in decoder.modules():
             for name, buffer in module.named_buffers(recurse=False):
@@ -64,9 +68,8 @@ def trace(config: Any, layout: Layout, dtype: torch.dtype) -> ir.Model:
         _give_fake_parameters(decoder)
         # Sizes of 2 and more: torch takes a size of 1 for a constant.
         past = [
-            torch.zeros(2, spec.kv_heads, 3, spec.head_dim, dtype=dtype)
-            for spec in layout
-            if spec.attention
+            torch.zeros(2, layout[index].kv_heads, 3, layout[index].head_dim, dtype=dtype)
+            for index in attended
             for _ in _STATES
         ]
         batch, sequence, cached = (torch.export.Dim(n) for n in ("batch", "sequence", "past"))
@@ -173,7 +176,7 @@ AttentionInterface.register(_ATTENTION, _attend)
 AttentionMaskInterface.register(_ATTENTION, _mask)
 
 
-def weightless(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
+def weightless(config: Any, dtype: torch.dtype, attention: str) -> Any:
     """A model with all parameters on the meta device; what it computes itself is there.
 
     `attention` is one of transformers' implementations of it.
@@ -191,7 +194,7 @@ def weightless(config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
     model.tie_weights()
-    return cast("nn.Module", model.eval())
+    return model.eval()
 
 
 def _give_fake_parameters(model: nn.Module) -> None:
