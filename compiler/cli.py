@@ -209,7 +209,8 @@ def serve(
     run: Annotated[bool, typer.Option("--run", help="Serve, instead of printing how.")] = False,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Where to listen.")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="bfloat16, float16, float32.  [default: the weights']")
+        str | None,
+        typer.Option(help="bfloat16, float16, float32.  [default: vLLM's choice, never float32]"),
     ] = None,
 ) -> None:
     """Print the command with which vLLM serves an artefact, or run it."""
