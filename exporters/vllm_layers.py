@@ -21,7 +21,7 @@ from vllm.model_executor.models.utils import extract_layer_index
 
 from prunec.exporters.vllm_rules import splits
 
-Build = Callable[[VllmConfig, Any, str], nn.Module]
+Build = Callable[[VllmConfig, Any, str], Any]
 
 _PRE_NORMS = (("input_layernorm", None), ("post_attention_layernorm", None))
 _SANDWICH = (
@@ -46,21 +46,21 @@ class Family:
     scaled_embedding: bool = False
 
 
-def _llama(vllm_config: VllmConfig, config: Any, prefix: str) -> nn.Module:
+def _llama(vllm_config: VllmConfig, config: Any, prefix: str) -> Any:
     return LlamaDecoderLayer(vllm_config, prefix, config)
 
 
-def _mistral(vllm_config: VllmConfig, config: Any, prefix: str) -> nn.Module:
+def _mistral(vllm_config: VllmConfig, config: Any, prefix: str) -> Any:
     return MistralDecoderLayer(vllm_config, prefix, config)
 
 
-def _qwen2(vllm_config: VllmConfig, config: Any, prefix: str) -> nn.Module:
+def _qwen2(vllm_config: VllmConfig, config: Any, prefix: str) -> Any:
     # vLLM's own Qwen2 layer takes the hidden size by the query heads for the width of a head.
     config.attention_bias, config.qkv_bias = False, True
     return LlamaDecoderLayer(vllm_config, prefix, config)
 
 
-def _qwen3(vllm_config: VllmConfig, config: Any, prefix: str) -> nn.Module:
+def _qwen3(vllm_config: VllmConfig, config: Any, prefix: str) -> Any:
     sliding = config.layer_types[extract_layer_index(prefix)] == "sliding_attention"
     return Qwen3DecoderLayer(
         config,
@@ -71,11 +71,11 @@ def _qwen3(vllm_config: VllmConfig, config: Any, prefix: str) -> nn.Module:
     )
 
 
-def _gemma2(vllm_config: VllmConfig, config: Any, prefix: str) -> nn.Module:
+def _gemma2(vllm_config: VllmConfig, config: Any, prefix: str) -> Any:
     return Gemma2DecoderLayer(config, vllm_config.cache_config, vllm_config.quant_config, prefix)
 
 
-def _gemma3(vllm_config: VllmConfig, config: Any, prefix: str) -> nn.Module:
+def _gemma3(vllm_config: VllmConfig, config: Any, prefix: str) -> Any:
     return Gemma3DecoderLayer(config, vllm_config.cache_config, vllm_config.quant_config, prefix)
 
 
@@ -154,8 +154,8 @@ def normed(norm: nn.Module, hidden: Tensor, residual: Tensor | None) -> tuple[Te
     """The normed stream, and the stream."""
     if residual is None:
         return norm(hidden), hidden
-    normed, residual = norm(hidden, residual)
-    return normed, residual
+    both: tuple[Tensor, Tensor] = norm(hidden, residual)
+    return both
 
 
 def _forget_kv_cache(vllm_config: VllmConfig, prefix: str) -> None:

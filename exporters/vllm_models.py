@@ -50,6 +50,8 @@ _FIRST = {0: "tokens"}  # the only size that varies between calls
 class PrunecModel(nn.Module):
     """Embedding, shaped layers and the last norm, or a pipeline stage's part of them."""
 
+    embedding_scale: Tensor | None
+
     def __init__(self, *, vllm_config: VllmConfig, family: Family, prefix: str = "") -> None:
         super().__init__()
         config = vllm_config.model_config.hf_config
@@ -96,13 +98,15 @@ class PrunecModel(nn.Module):
     ) -> Tensor | IntermediateTensors:
         """[tokens] → [tokens, hidden], or what the next pipeline stage goes on with."""
         residual: Tensor | None
-        if not get_pp_group().is_first_rank:
+        if get_pp_group().is_first_rank:
+            hidden, residual = inputs_embeds, None
+            if hidden is None:
+                assert input_ids is not None
+                hidden = self.embed_input_ids(input_ids)
+        else:
             assert intermediate_tensors is not None
             hidden = intermediate_tensors["hidden_states"]
             residual = intermediate_tensors["residual"]
-        else:
-            hidden = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
-            residual = None
         for layer in islice(self.layers, self.start_layer, self.end_layer):
             hidden, residual = layer(positions, hidden, residual)
         if not get_pp_group().is_last_rank:
@@ -171,11 +175,15 @@ class PrunecForCausalLM(nn.Module, SupportsLoRA, SupportsPP, SupportsQuant):
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """[tokens, hidden] → [tokens, vocabulary]; None on all ranks but the one that samples."""
-        return self.logits_processor(self.lm_head, hidden_states)
+        logits: Tensor | None = self.logits_processor(self.lm_head, hidden_states)
+        return logits
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Names of the parameters that the checkpoint's tensors went into."""
-        return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
+        loaded: set[str] = AutoWeightsLoader(self).load_weights(
+            weights, mapper=self.hf_to_vllm_mapper
+        )
+        return loaded
 
 
 class PrunecLlamaForCausalLM(PrunecForCausalLM):

@@ -85,8 +85,8 @@ def written(
     folder.mkdir(parents=True)
     tensors = _pruned(source, selections)
     kind: Any = layout_kind
-    shard = 1 << 30
-    writer.export(folder, source, facts, layout, kind, tensors, torch.float32, shard, PROVENANCE)
+    args = (folder, source, facts, layout, kind, tensors, torch.float32)
+    writer.export(*args, provenance=PROVENANCE, max_shard_bytes=1 << 30)
     writer.verify(folder, layout, facts)
     return folder
 
