@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from transformers.cache_utils import DynamicCache
 
 from prunec.compiler.model.errors import ModelError
-from prunec.exporters.onnx_graph import weightless
+from prunec.exporters.onnx_decoder import weightless
 from prunec.exporters.onnx_quantize import OPERATOR
 from prunec.exporters.onnx_weights import GRAPH
 

@@ -25,19 +25,17 @@ from typing import Any, cast
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
-from transformers.cache_utils import DynamicCache
-from transformers.masking_utils import sdpa_mask
 
+from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.layout import Layout
+from prunec.exporters.onnx_decoder import ATTENTION, Cached, make_fake, weightless
 
 OPSET = 23
 #: Ends the name of a matrix that is stored as [in, out], the other way round than in a checkpoint.
 TRANSPOSED = ".T"
 
-_ATTENTION = "prunec_onnx"
 _PREFIX = "decoder."
 _STATES = ("key", "value")
 
@@ -48,8 +46,12 @@ def trace(config: Any, layout: Layout, dtype: torch.dtype) -> ir.Model:
     `config` is transformers', of a model of this layout. A matrix of the checkpoint that the graph
     multiplies with is named by its name there and TRANSPOSED, any other tensor by its name alone.
     What the model computes when it is made, such as rotary frequencies, has its data.
+    Raises ModelError for a model without any attention, and for one that torch cannot trace.
     """
-    decoder = weightless(config, dtype, _ATTENTION)
+    attended = [index for index, spec in enumerate(layout) if spec.attention]
+    if not attended:
+        raise ModelError("no layer has attention; a graph with a KV cache needs one that has")
+    decoder = weightless(config, dtype, ATTENTION)
     computed = {name: buffer.clone() for name, buffer in decoder.named_buffers()}
     first = {parameter: name for name, parameter in decoder.named_parameters()}
     shared = {
@@ -57,15 +59,11 @@ def trace(config: Any, layout: Layout, dtype: torch.dtype) -> ir.Model:
         for name, parameter in decoder.named_parameters(remove_duplicate=False)
     }
     names = cache_names(layout)
-    # Without attention there is no place in the cache, and all others are of one kind in it.
-    attended = [i for i, spec in enumerate(layout) if spec.attention]
+    # Layers without attention have no place in the cache, and all others are of one kind in it.
     for place, index in enumerate(attended):
         decoder.base_model.layers[index].self_attn.layer_idx = place
     with _quietly(), FakeTensorMode() as fake:
-        for module in decoder.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                module._buffers[name] = fake.from_tensor(buffer)
-        _give_fake_parameters(decoder)
+        make_fake(decoder, fake)
         # Sizes of 2 and more: torch takes a size of 1 for a constant.
         past = [
             torch.zeros(2, layout[index].kv_heads, 3, layout[index].head_dim, dtype=dtype)
@@ -73,32 +71,36 @@ def trace(config: Any, layout: Layout, dtype: torch.dtype) -> ir.Model:
             for _ in _STATES
         ]
         batch, sequence, cached = (torch.export.Dim(n) for n in ("batch", "sequence", "past"))
-        program = torch.onnx.export(
-            _Cached(decoder),
-            (
-                torch.zeros(2, 4, dtype=torch.long),
-                torch.ones(2, 7, dtype=torch.long),
-                torch.zeros(2, 4, dtype=torch.long),
-                past,
-            ),
-            dynamic_shapes=(
-                {0: batch, 1: sequence},
-                {0: batch, 1: torch.export.Dim.DYNAMIC},
-                {0: batch, 1: sequence},
-                [{0: batch, 2: cached}] * len(past),
-            ),
-            input_names=[
-                "input_ids",
-                "attention_mask",
-                "position_ids",
-                *(f"past_key_values.{name}" for name in names),
-            ],
-            output_names=["logits", *(f"present.{name}" for name in names)],
-            opset_version=OPSET,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                Cached(decoder),
+                (
+                    torch.zeros(2, 4, dtype=torch.long),
+                    torch.ones(2, 7, dtype=torch.long),
+                    torch.zeros(2, 4, dtype=torch.long),
+                    past,
+                ),
+                dynamic_shapes=(
+                    {0: batch, 1: sequence},
+                    {0: batch, 1: torch.export.Dim.DYNAMIC},
+                    {0: batch, 1: sequence},
+                    [{0: batch, 2: cached}] * len(past),
+                ),
+                input_names=[
+                    "input_ids",
+                    "attention_mask",
+                    "position_ids",
+                    *(f"past_key_values.{name}" for name in names),
+                ],
+                output_names=["logits", *(f"present.{name}" for name in names)],
+                opset_version=OPSET,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise ModelError(f"torch cannot trace {type(decoder).__name__}: {reason}") from error
         assert program is not None
         weights = _set_weights_aside(program.model, shared)
         program.optimize()
@@ -115,98 +117,6 @@ def cache_names(layout: Layout) -> list[str]:
     """What inputs and outputs of the KV cache are called, behind `past_key_values.`, `present.`."""
     attended = (index for index, spec in enumerate(layout) if spec.attention)
     return [f"{index}.{state}" for index in attended for state in _STATES]
-
-
-class _Cached(nn.Module):
-    """A causal language model with its KV cache as plain inputs and outputs."""
-
-    def __init__(self, decoder: nn.Module) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[Tensor]
-    ) -> tuple[Tensor, ...]:
-        # Without a config, so that layers with a sliding window keep all of their past too: the
-        # mask is what hides it, and all layers have one length.
-        cache = DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
-        output = self.decoder(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        present = [states for layer in cache.layers for states in (layer.keys, layer.values)]
-        return output.logits, *cast("list[Tensor]", present)
-
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """[batch, heads, …, head_dim] each → [batch, sequence, query heads, head_dim]."""
-    attended = torch.onnx.ops.attention(
-        query, key, value, attention_mask, scale=scaling, softcap=softcap or 0.0
-    )[0]
-    return attended.transpose(1, 2), None
-
-
-def _mask(
-    *, q_length: int, kv_length: int, q_offset: int, attention_mask: Tensor, **kwargs: Any
-) -> Tensor:
-    """[batch, 1, sequence, total], true where a query sees a key.
-
-    A query always sees itself: otherwise those of left padding would see nothing, which runtimes
-    answer differently, with NaN among others.
-    """
-    kwargs["allow_is_causal_skip"] = False
-    seen = sdpa_mask(q_length=q_length, kv_length=kv_length, q_offset=q_offset, **kwargs)
-    itself = torch.arange(q_length)[:, None] + q_offset == torch.arange(kv_length)
-    return seen & attention_mask[:, None, None, :] | itself
-
-
-AttentionInterface.register(_ATTENTION, _attend)
-AttentionMaskInterface.register(_ATTENTION, _mask)
-
-
-def weightless(config: Any, dtype: torch.dtype, attention: str) -> Any:
-    """A model with all parameters on the meta device; what it computes itself is there.
-
-    `attention` is one of transformers' implementations of it.
-    """
-    register = nn.Module.register_parameter
-
-    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
-    try:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
-    model.tie_weights()
-    return model.eval()
-
-
-def _give_fake_parameters(model: nn.Module) -> None:
-    """Parameters that have a shape and a device, but no storage; what was shared stays shared."""
-    fakes: dict[nn.Parameter, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                if parameter not in fakes:
-                    empty = torch.empty(parameter.shape, dtype=parameter.dtype)
-                    fakes[parameter] = nn.Parameter(empty, requires_grad=False)
-                module._parameters[name] = fakes[parameter]
 
 
 def _set_weights_aside(model: ir.Model, shared: Mapping[str, str]) -> list[ir.Value]:

@@ -48,7 +48,8 @@ def dequantized(
     if bits == 4:  # the lower half of a byte comes first
         codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:-1], BLOCK)
     values = (codes.astype(np.float32) - 2 ** (bits - 1)) * scales.reshape(*codes.shape[:2], 1)
-    return values.reshape(len(values), -1)[:, :inputs].T
+    matrix: NDArray[np.float32] = values.reshape(len(values), -1)[:, :inputs].T
+    return matrix
 
 
 def multiply_quantized(

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from prunec.compiler.diagnostics import UserError
 from prunec.compiler.recipe import (
+    HfExport,
     HubSource,
     PythonStdlibSource,
     Recipe,
@@ -221,6 +222,7 @@ def test_overrides_set_make_and_remove_what_they_name(recipe: Path) -> None:
     settled = load_recipe(recipe, options)
     assert settled.target.sparsity == 0.375
     assert settled.search is not None and settled.search.budget.token_forwards == 5
+    assert isinstance(settled.export[0], HfExport)
     assert settled.export[0].max_shard_bytes == 1 << 20
     assert settled.validation is not None and settled.validation.completion is not None
     assert settled.validation.completion.prompt == "a=b"
