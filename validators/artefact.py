@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from prunec.validators.errors import ValidationError
 from prunec.validators.headers import TensorHeader, read_header, read_json_object, weight_files
-from prunec.validators.manifest import MANIFEST, check_manifest
+from prunec.validators.manifest import MANIFEST, check_listing, check_manifest
 from prunec.validators.shapes import LayerShape, is_prunable, layer_shapes
 
 _HEAD = "lm_head.weight"
 _EMBEDDING = "model.embed_tokens.weight"
+_CHECKPOINTS = ("hf", "vllm")  # exports that are checkpoints; the first one there is described
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Artefact:
 def inspect(folder: Path) -> Artefact:
     """Describe a build's output, a model folder that prunec wrote, or any other checkpoint.
 
-    Reads headers, not weights; of a build it also reads every file once, to check the manifest.
+    Reads headers, not weights; what lists its files' hashes is also read once, to check them.
     ValidationError for a folder that is none of the three.
     """
     if not folder.is_dir():
@@ -82,7 +83,7 @@ def inspect(folder: Path) -> Artefact:
             f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist",
             hint="give the output folder of a build, or a folder with config.json",
         )
-    if (folder / MANIFEST).exists() or (folder / "hf").is_dir():
+    if (folder / MANIFEST).exists() or any((folder / kind).is_dir() for kind in _CHECKPOINTS):
         return _inspect_build(folder)
     if not (folder / "config.json").is_file():
         raise ValidationError(
@@ -90,6 +91,7 @@ def inspect(folder: Path) -> Artefact:
             hint=f"a build has {MANIFEST} and hf/, a model has config.json and safetensors",
         )
     weights, problems = read_weights(folder)
+    problems += check_listing(folder)
     recipe = _text(folder / "prunec" / "recipe.yaml")
     kind: Literal["pruned", "model"] = "model" if recipe is None else "pruned"
     return Artefact(folder, kind, weights, recipe, None, tuple(problems))
@@ -98,9 +100,10 @@ def inspect(folder: Path) -> Artefact:
 def _inspect_build(folder: Path) -> Artefact:
     problems = check_manifest(folder)
     weights, report = None, None
+    kind = next((each for each in _CHECKPOINTS if (folder / each).is_dir()), _CHECKPOINTS[0])
     try:
-        weights, wrong = read_weights(folder / "hf")
-        problems += [f"hf: {sentence}" for sentence in wrong]
+        weights, wrong = read_weights(folder / kind)
+        problems += [f"{kind}: {sentence}" for sentence in wrong]
     except ValidationError as error:
         problems.append(error.message)
     try:
@@ -109,7 +112,7 @@ def _inspect_build(folder: Path) -> Artefact:
         problems.append(error.message)
     if weights is not None and report is not None:
         problems += _against_report(weights, report)
-    recipe = _text(folder / "hf" / "prunec" / "recipe.yaml")
+    recipe = _text(folder / kind / "prunec" / "recipe.yaml")
     return Artefact(folder, "build", weights, recipe, report, tuple(problems))
 
 

@@ -20,6 +20,7 @@ _ATTENTION_NORMS = ("input_layernorm", "self_attn.q_norm", "self_attn.k_norm")
 _MLP_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 _BETWEEN = "post_attention_layernorm"
 _PER_LAYER = "per_layer_config"
+_BLOCKS = "block_configs"  # of DeciLM, vLLM's stock dialect
 _SIZES = {
     "num_attention_heads": "query_heads",
     "num_key_value_heads": "kv_heads",
@@ -113,6 +114,12 @@ def _expected(config: Mapping[str, Any], problems: list[str]) -> list[dict[str, 
     if sizes["kv_heads"] is None:
         sizes["kv_heads"] = sizes["query_heads"]
     expected = [dict(sizes) for _ in range(layers)]
+    blocks = config.get(_BLOCKS)
+    if blocks is not None:
+        if not isinstance(blocks, list) or len(blocks) != layers:
+            problems.append(f"config.json has {_BLOCKS} that are not one for each of its layers")
+            return []
+        return [_of_block(block, sizes["query_heads"]) for block in blocks]
     stated = config.get(_PER_LAYER)
     if stated is None:
         return expected
@@ -131,6 +138,17 @@ def _expected(config: Mapping[str, Any], problems: list[str]) -> list[dict[str, 
         if "mlp" in skipped:
             layer["ffn"] = 0
     return expected
+
+
+def _of_block(block: Any, query_heads: Any) -> dict[str, Any]:
+    """A layer as DeciLM's config has it: query heads are model-wide, KV heads by their groups."""
+    try:
+        attention, mlp = block["attention"], block["ffn"]
+        kv_heads = 0 if attention["no_op"] else query_heads // attention["n_heads_in_group"]
+        ffn = 0 if mlp["no_op"] else mlp["intermediate_size"]
+    except (TypeError, KeyError, ZeroDivisionError):
+        return dict.fromkeys(_SIZES.values())
+    return {"query_heads": query_heads if kv_heads else 0, "kv_heads": kv_heads, "ffn": ffn}
 
 
 def _norms(layers: Iterable[Mapping[str, tuple[int, ...]]]) -> dict[str, str]:
