@@ -58,7 +58,15 @@ DECILM = (
     selection((0, 1, 2, 3), range(40)),
 )
 UNIFORM = tuple(selection((q, 3 - q), range(q, 96, 3)) for q in (0, 1, 0, 1, 1, 0))
-SPLIT = (selection((0, 1), range(30)), *PER_LAYER[1:5], selection((0, 1, 2, 3), range(96)))
+# What two ranks can share; one KV head is held by both.
+SPLIT = (
+    selection((), range(0, 96, 3)),
+    selection((1, 2), range(8)),
+    selection((2, 3), range(0)),
+    selection((), range(0)),
+    selection((0, 1, 2, 3), range(2, 96)),
+    selection((0, 1), range(40)),
+)
 
 #: What is special about a family; vLLM's attention for CPUs knows few sizes of a head.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -112,6 +120,11 @@ def folders(tiny_llama: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> 
         found[f"{model_type} per layer"] = written(
             root / model_type / "per_layer", dense, PER_LAYER, "per_layer"
         )
+    for model_type in ("llama", "gemma3_text"):
+        dense = tiny_llama(model_type=model_type, layers=6, head_dim=32, **FAMILIES[model_type])
+        found[f"{model_type} split"] = written(
+            root / model_type / "split", dense, SPLIT, "per_layer", tensor_parallel=2
+        )
     for model_type in ("llama", "qwen2"):
         dense = tiny_llama(model_type=model_type, layers=6, head_dim=32, **FAMILIES[model_type])
         here = root / model_type
@@ -151,6 +164,8 @@ def answers(
     """What vLLM makes of all of them, in one process: starting it is what takes time."""
     requests: dict[str, dict[str, Any]] = {}
     for name, folder in folders.items():
+        if name.endswith(" split"):
+            continue
         remote = {"trust_remote_code": True} if name.endswith(" decilm") else {}
         requests[name] = {"folder": str(folder), "options": remote, "prompts": PROMPTS}
     llama = requests["llama per layer"]
@@ -163,7 +178,11 @@ def answers(
         "options": {"enable_lora": True, "max_lora_rank": 8},
         "adapter": str(adapter),
     }
-    work = tmp_path_factory.mktemp("answers")
+    return answered(requests, tmp_path_factory.mktemp("answers"))
+
+
+def answered(requests: dict[str, Any], work: Path) -> dict[str, Any]:
+    """What vLLM answers, in a process of its own."""
     (work / "requests.json").write_text(json.dumps(requests))
     script = Path(__file__).with_name("vllm_answers.py")
     run = subprocess.run(
@@ -176,6 +195,30 @@ def answers(
     assert run.returncode == 0, run.stderr[-8000:]
     found: dict[str, Any] = json.loads((work / "answers.json").read_text())
     return found
+
+
+@pytest.fixture(scope="module")
+def hard_answers(
+    folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """As `answers`, of what takes minutes."""
+    split = {"tensor_parallel_size": 2}
+    requests = {
+        f"{model_type} split": {
+            "folder": str(folders[f"{model_type} split"]),
+            "options": split,
+            "prompts": PROMPTS,
+        }
+        for model_type in ("llama", "gemma3_text")
+    }
+    # One after the other: what was compiled for the first must not be taken for the second.
+    for name in ("llama per layer", "llama split"):
+        requests[f"{name}, compiled"] = {
+            "folder": str(folders[name]),
+            "options": {"enforce_eager": False},
+            "prompts": PROMPTS,
+        }
+    return answered(requests, tmp_path_factory.mktemp("hard"))
 
 
 def opened(folder: Path) -> Any:
@@ -200,7 +243,7 @@ def test_a_per_layer_model_answers_as_transformers_does(
     model_type: str, folders: dict[str, Path], answers: dict[str, Any]
 ) -> None:
     name = f"{model_type} per layer"
-    assert answers[name]["class"].startswith("Prunec")
+    assert answers[name]["architecture"].startswith("Prunec")
     assert_as(opened(folders[name]), answers[name])
 
 
@@ -210,7 +253,7 @@ def test_a_uniform_model_answers_as_transformers_does(
 ) -> None:
     name = f"{model_type} uniform"
     stock = "LlamaForCausalLM", "PrunecQwen2ForCausalLM"  # vLLM's Qwen2 has no head_dim
-    assert answers[name]["class"] in stock
+    assert answers[name]["architecture"] in stock
     assert_as(opened(folders[name]), answers[name])
 
 
@@ -218,7 +261,7 @@ def test_a_uniform_model_answers_as_transformers_does(
 def test_the_stock_dialect_answers_as_the_model_that_it_was_made_of(
     model_type: str, folders: dict[str, Path], answers: dict[str, Any]
 ) -> None:
-    assert answers[f"{model_type} decilm"]["class"] == "DeciLMForCausalLM"
+    assert answers[f"{model_type} decilm"]["architecture"] == "DeciLMForCausalLM"
     model = opened(folders[f"{model_type} decilm, per layer"])
     assert_as(model, answers[f"{model_type} decilm"])
 
@@ -248,3 +291,20 @@ def test_the_kv_cache_takes_what_the_layers_need(
     due = kv_bytes_per_token(facts_from_folder(dense), layout, bytes_per_value=4)
     found = answers["llama per layer"]
     assert found["kv_bytes_per_block"] == due * found["block_size"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_two_tensor_parallel_ranks_answer_as_one_does(
+    model_type: str, folders: dict[str, Path], hard_answers: dict[str, Any]
+) -> None:
+    name = f"{model_type} split"
+    assert_as(opened(folders[name]), hard_answers[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama per layer", "llama split"])
+def test_a_compiled_model_answers_as_transformers_does(
+    name: str, folders: dict[str, Path], hard_answers: dict[str, Any]
+) -> None:
+    assert_as(opened(folders[name]), hard_answers[f"{name}, compiled"])

@@ -46,9 +46,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         outputs = llm.generate(prompts, sampling, use_tqdm=False, lora_request=adapter)
     engine = llm.llm_engine.engine_core.engine_core
     cache = engine.scheduler.kv_cache_config
-    model = engine.model_executor.driver_worker.worker.model_runner.model
     return {
-        "class": type(model).__name__,
+        "architecture": llm.llm_engine.vllm_config.model_config.architecture,
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
         "logprobs": [
             [
