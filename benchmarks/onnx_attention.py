@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -95,12 +96,9 @@ class _Grouped(Cached):
 @contextmanager
 def _swapped(attend: Any, model: type[Cached]) -> Iterator[None]:
     AttentionInterface.register(ATTENTION, attend)
-    onnx_graph.Cached = model  # type: ignore[misc]
-    try:
+    with mock.patch.object(onnx_graph, "Cached", model):
         yield
-    finally:
-        AttentionInterface.register(ATTENTION, onnx_decoder._attend)
-        onnx_graph.Cached = Cached  # type: ignore[misc]
+    AttentionInterface.register(ATTENTION, onnx_decoder._attend)
 
 
 WAYS: Mapping[str, Callable[[], AbstractContextManager[None]]] = {

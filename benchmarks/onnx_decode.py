@@ -8,12 +8,13 @@ Writes ONNX graphs of Llamas with random weights as the exporter does, dense and
 half of their units, and times steps of decoding behind pasts of several lengths, the graphs taking
 turns. `--attention` compares what attention is written as instead: ONNX's Attention, as exported;
 plain operators; ONNX Runtime's own GroupQueryAttention. Prints a Markdown table: medians, with the
-quartiles, and ratios of medians.
+quartiles, and ratios of medians to the dense graph of the same precision, or to the exported way.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
@@ -69,7 +70,8 @@ def write(folder: Path, facts: Facts, layout: Layout, precision: Precision) -> N
     draw = torch.Generator().manual_seed(0)
 
     def drawn(shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=draw) * shape[-1] ** -0.5
+        noise: Tensor = torch.randn(shape, generator=draw) / math.sqrt(shape[-1])
+        return noise
 
     tensors = ((name, drawn(shape)) for name, shape in tensor_shapes(facts, layout).items())
     write_model(trace(config, layout, dtype), folder, tensors, dtype, BITS.get(precision))
@@ -139,11 +141,18 @@ def main() -> None:
                 add(f"half, {precision}", half, precision)
             print(f"{total_parameters(facts, dense):,} parameters, half: ", end="")
             print(f"{total_parameters(facts, half):,}; {arguments.threads} thread(s)\n")
-        compare(decoders, arguments.past, arguments.turns, arguments.steps)
+        first = next(iter(decoders))
+        bases = {
+            name: first if arguments.attention else name.replace("half", "dense")
+            for name in decoders
+        }
+        compare(decoders, bases, arguments.past, arguments.turns, arguments.steps)
 
 
-def compare(decoders: dict[str, Decoder], pasts: list[int], turns: int, steps: int) -> None:
-    """Prints the table; ratios are to the first decoder."""
+def compare(
+    decoders: dict[str, Decoder], bases: dict[str, str], pasts: list[int], turns: int, steps: int
+) -> None:
+    """Prints the table; `bases` says which decoder the ratios of each are to."""
     print("| past | graph | tokens/s | quartiles | ratio | per CPU second | quartiles | ratio |")
     print("| ---: | --- | ---: | --- | ---: | ---: | --- | ---: |")
     for past in pasts:
@@ -154,16 +163,15 @@ def compare(decoders: dict[str, Decoder], pasts: list[int], turns: int, steps: i
                 seconds = decoder.seconds(given[name], steps)
                 if turn >= WARM_UP:
                     taken[name].append(seconds)
-        first = next(iter(taken.values()))
         for name, samples in taken.items():
-            cells = [speed(samples, first, which) for which in (0, 1)]
+            cells = [speed(samples, taken[bases[name]], which) for which in (0, 1)]
             print(f"| {past} | {name} | {' | '.join(cells)} |")
 
 
-def speed(samples: list[tuple[float, float]], first: list[tuple[float, float]], which: int) -> str:
+def speed(samples: list[tuple[float, float]], base: list[tuple[float, float]], which: int) -> str:
     rates = [1 / sample[which] for sample in samples]
     low, middle, high = statistics.quantiles(rates, n=4)
-    ratio = middle / statistics.median(1 / sample[which] for sample in first)
+    ratio = middle / statistics.median(1 / sample[which] for sample in base)
     return f"{middle:.1f} | {low:.1f} … {high:.1f} | {ratio:.2f}"
 
 
