@@ -29,6 +29,7 @@ from search_plot import draw
 from search_results import Result, ResultFile, costs_table, pairs_table, remarks
 
 from prunec.compiler.diagnostics import UserError
+from prunec.compiler.plan import digest
 from prunec.compiler.plan_builder import Subject
 from prunec.compiler.planner import make_plan
 from prunec.compiler.recipe_file import load_recipe
@@ -124,9 +125,12 @@ def cases_of(
                     settings = (*its_own[:1], *common, *its_own[1:])
                     recipe = load_recipe(QUICKSTART, settings)
                     subject = subject or subject_for_plan(recipe.model)
-                    # What decides the bytes, and nothing else: a default that changes, or a
+                    # What decides the numbers, and nothing else: a default that changes, or a
                     # version, has those measured again that it concerns.
-                    key = make_plan(recipe, subject, QUICKSTART.parent).fingerprint
+                    plan = make_plan(recipe, subject, QUICKSTART.parent)
+                    judged = plan.step(plan.step("export-hf").inputs["layers"])
+                    text = plan.step("evaluation-tokens")
+                    key = digest([judged.fingerprint, text.fingerprint])
                     if (same := taken.setdefault(key, name)) == name:
                         yield Case(model, sparsity, seed, name, settings, key)
                     elif (seed, model, sparsity) == _first_target(arguments):

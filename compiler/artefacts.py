@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,11 +18,12 @@ from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import layout_from_plain
 from prunec.compiler.plan import Step, digest
 from prunec.compiler.steps.context import Context, Progress, Summary
-from prunec.compiler.store import Entry, LostResultError, file_sha256, sync_tree
+from prunec.compiler.store import Entry, LostResultError, file_sha256, sync_tree, write_text
 from prunec.exporters import EXPORTERS, exporter_for
 from prunec.exporters.artefact import Provenance
 from prunec.validators.completion import complete_with
 from prunec.validators.loading import open_model
+from prunec.validators.manifest import LISTING
 from prunec.validators.perplexity import Perplexity, measure_perplexity
 
 
@@ -51,6 +53,7 @@ def run_export(context: Context, step: Step, entry: Entry, progress: Progress) -
         **{name: step.params[name] for name in exporter.options},
     )
     written = writer.verify(partial, layout, facts)
+    _list_files(partial)
     sync_tree(partial)
     replace_folder(partial, final, old_folder(context.output, kind))
     return {
@@ -61,6 +64,17 @@ def run_export(context: Context, step: Step, entry: Entry, progress: Progress) -
         "weight_bytes": written.weight_bytes,
         "layout": plain,
     }
+
+
+def _list_files(folder: Path) -> None:
+    """Write the hashes of an artefact's files into it. The model card is its users' to edit."""
+    files = {
+        path: {"sha256": sha256, "bytes": (folder / path).stat().st_size}
+        for path, sha256 in folder_digests(folder).items()
+        if path != "README.md"
+    }
+    (folder / LISTING).parent.mkdir(exist_ok=True)
+    write_text(folder / LISTING, json.dumps({"files": files}, indent=2) + "\n")
 
 
 def _tensors(

@@ -27,7 +27,7 @@ VERSIONS = {
     "published-supernet": 1,
     "published-search": 1,
     "published-layers": 1,
-    "export": 1,
+    "export": 2,
     "measure": 1,
 }
 

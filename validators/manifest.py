@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a build's folder still holds what its manifest says."""
+"""Whether a folder still holds what was written: a build by its manifest, an artefact by its own
+list of files."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from prunec.validators.errors import ValidationError
 from prunec.validators.headers import read_json_object
 
 MANIFEST = "manifest.json"
+#: Lies in every artefact, so that it can be checked wherever it is copied to.
+LISTING = "prunec/files.json"
 
 
 def check_manifest(folder: Path) -> list[str]:
@@ -20,19 +23,9 @@ def check_manifest(folder: Path) -> list[str]:
     """
     if not (folder / MANIFEST).is_file():
         return [f"{MANIFEST} is missing: the build did not finish, or the file was removed"]
-    try:
-        listed = read_json_object(folder / MANIFEST).get("files")
-    except ValidationError as error:
-        return [error.message]
-    if not isinstance(listed, dict):
-        return [f"{MANIFEST} does not list the files of the build"]
-    problems: list[str] = []
-    for name, entry in sorted(listed.items()):
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts:
-            problems.append(f"{MANIFEST} lists a file outside the build: {name!r}")
-        elif problem := _compare(folder / pure, entry):
-            problems.append(f"{name} {problem}")
+    problems, listed = _check_listed(folder, MANIFEST)
+    if listed is None:
+        return problems
     # Hidden at the top: the build's own store and lock, no part of what it delivers.
     delivered = [path for path in folder.glob("*") if not path.name.startswith(".")]
     present = {
@@ -47,20 +40,46 @@ def check_manifest(folder: Path) -> list[str]:
     return problems
 
 
-def _compare(path: Path, entry: object) -> str | None:
+def check_listing(folder: Path) -> list[str]:
+    """As `check_manifest`, for an artefact by itself; other files may have come to lie beside it.
+
+    Empty for a folder without such a list, which another tool may have written.
+    """
+    return _check_listed(folder, LISTING)[0] if (folder / LISTING).is_file() else []
+
+
+def _check_listed(folder: Path, listing: str) -> tuple[list[str], dict[str, object] | None]:
+    """What is wrong with files that a list names, and the list; None if there is none to read."""
+    try:
+        listed = read_json_object(folder / listing).get("files")
+    except ValidationError as error:
+        return [error.message], None
+    if not isinstance(listed, dict):
+        return [f"{listing} does not list any files"], None
+    problems = []
+    for name, entry in sorted(listed.items()):
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts:
+            problems.append(f"{listing} lists a file outside its folder: {name!r}")
+        elif problem := _compare(folder / pure, entry, listing):
+            problems.append(f"{name} {problem}")
+    return problems, listed
+
+
+def _compare(path: Path, entry: object, listing: str) -> str | None:
     """What is wrong with one listed file, or None."""
     if not isinstance(entry, dict):
-        return f"has no hash in {MANIFEST}"
+        return f"has no hash in {listing}"
     if not path.is_file():
         return "is missing"
     try:
         size = path.stat().st_size
         if size != entry.get("bytes"):
-            return f"was changed: it has {size} bytes, the manifest says {entry.get('bytes')}"
+            return f"was changed: it has {size} bytes, {listing} says {entry.get('bytes')}"
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     if digest != entry.get("sha256"):
-        return "was changed: its SHA-256 is not the manifest's"
+        return f"was changed: its SHA-256 is not that of {listing}"
     return None

@@ -266,7 +266,7 @@ def test_a_manifest_that_points_out_of_the_build_is_not_followed(build: Path) ->
     manifest = json.loads((build / "manifest.json").read_text())
     manifest["files"]["../secret"] = entry
     (build / "manifest.json").write_text(json.dumps(manifest))
-    assert check_manifest(build) == ["manifest.json lists a file outside the build: '../secret'"]
+    assert check_manifest(build) == ["manifest.json lists a file outside its folder: '../secret'"]
 
 
 def test_a_build_that_was_cut_short_is_told_as_one(build: Path) -> None:
@@ -355,3 +355,17 @@ def test_the_terminal_shows_layers_against_the_dense_model_and_the_recipe(build:
     assert "2/4" in shown and "1/2" in shown and "32/48" in shown
     assert "method: {kind: [tyr]}" in shown  # brackets are no markup
     assert "problem extra is not listed in manifest.json" in shown
+
+
+def test_an_artefact_by_itself_tells_which_of_its_files_were_changed(pruned: Path) -> None:
+    weights = (pruned / "model.safetensors").read_bytes()
+    entry = {"sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights)}
+    listing = {"files": {"model.safetensors": entry}}
+    (pruned / "prunec" / "files.json").write_text(json.dumps(listing), encoding="utf-8")
+    (pruned / "notes.txt").write_text("a file of its user's")
+    assert inspect(pruned).problems == ()
+    # Another model's weights of the very same shapes.
+    (pruned / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    assert inspect(pruned).problems == (
+        "model.safetensors was changed: its SHA-256 is not that of prunec/files.json",
+    )
