@@ -180,6 +180,7 @@ class PerLayerDecoderLayer(GradientCheckpointingLayer):
         }
         children = dict(stock(LayerConfig(config, **sizes), index).named_children())
         self.around_attention, self.around_mlp = around_attention, around_mlp
+        self.cache_slot = index
         for there, names in (
             (kv_heads > 0, ("self_attn", *around_attention)),
             (ffn > 0, ("mlp", *around_mlp)),
@@ -194,6 +195,7 @@ class PerLayerDecoderLayer(GradientCheckpointingLayer):
     def attend(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """[batch, sequence, hidden] → the same behind the attention. `kwargs` are the layer's."""
         if self.self_attn is None:
+            self._leave_slot_empty(kwargs.get("past_key_values"), hidden_states)
             return hidden_states
         mixed = self.self_attn(self._through(self.around_attention[0], hidden_states), **kwargs)[0]
         return hidden_states + self._through(self.around_attention[1], mixed)
@@ -207,6 +209,12 @@ class PerLayerDecoderLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         return self.feed(self.attend(hidden_states, **kwargs))
+
+    def _leave_slot_empty(self, cache: Cache | None, like: Tensor) -> None:
+        """Of nothing rather than unset: assisted decoding crops every slot of a cache."""
+        slots = getattr(cache, "layers", ())
+        if self.cache_slot < len(slots) and slots[self.cache_slot].keys is None:
+            slots[self.cache_slot].keys = slots[self.cache_slot].values = like.new_empty(0, 0, 0, 0)
 
     def _through(self, name: str | None, states: Tensor) -> Tensor:
         passed: Tensor = states if name is None else getattr(self, name)(states)
@@ -239,6 +247,7 @@ class PerLayerModel:
             query_heads, kv_heads, ffn = config.shape_of(index)
             groups = config.groups_of(index)
             layer = self.decoder_layer(config, index, query_heads, kv_heads, ffn, groups)
+            layer.cache_slot = slot
             if layer.self_attn is not None:
                 layer.self_attn.layer_idx = slot
             layers.append(layer)
