@@ -261,21 +261,40 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
+def measured(kept: ResultFile, arguments: argparse.Namespace) -> list[Result]:
+    """What there is of what was asked for, wherever and under whatever versions it was measured."""
+    models = [model.name for model in arguments.models]
+    names = [*dict.fromkeys(one.contestant for one in kept.all())]
+    found = [
+        one
+        for one in kept.all()
+        if one.model in models
+        and one.sparsity in arguments.sparsity
+        and one.seed in arguments.seeds
+        and one.contestant in (arguments.only or names)
+    ]
+    return sorted(found, key=lambda one: (models.index(one.model), names.index(one.contestant)))
+
+
 def main() -> None:
     arguments = parse()
-    try:
-        cases = list(cases_of(arguments, contestants_of(arguments)))
-    except UserError as error:
-        sys.exit(str(error))
-    arguments.work.mkdir(parents=True, exist_ok=True)
     kept = ResultFile(arguments.work / "results.json")
-    failed = 0 if arguments.table else run_all(cases, kept, arguments)
-    # Another run may have measured the same under another name.
-    results = [
-        replace(result, contestant=case.contestant)
-        for case in cases
-        if (result := kept.get(case.key))
-    ]
+    failed, cases = 0, []
+    if arguments.table:
+        results = measured(kept, arguments)
+    else:
+        try:
+            cases = list(cases_of(arguments, contestants_of(arguments)))
+        except UserError as error:
+            sys.exit(str(error))
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        failed = run_all(cases, kept, arguments)
+        # Another run may have measured the same under another name.
+        results = [
+            replace(result, contestant=case.contestant)
+            for case in cases
+            if (result := kept.get(case.key))
+        ]
     if results:
         print(costs_table(results))
         if any(one.contestant == arguments.against for one in results):

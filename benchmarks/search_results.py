@@ -60,6 +60,9 @@ class ResultFile:
     def get(self, key: str) -> Result | None:
         return self._results.get(key)
 
+    def all(self) -> list[Result]:
+        return list(self._results.values())
+
     def add(self, key: str, result: Result) -> None:
         # Read again: another run may have added its own meanwhile.
         self._results = self._read() | {key: result}
