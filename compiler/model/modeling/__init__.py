@@ -32,7 +32,9 @@ def classes_of(model_type: str) -> Classes:
     """The classes of a family, by the stock `model_type`."""
     name = f"modeling_{PREFIX}{model_type}"
     module = import_module(f"{__name__}.{name}")
-    found: dict[str, Any] = {ours.__name__: ours for ours in vars(module).values() if isinstance(ours, type)}
+    found: dict[str, Any] = {
+        ours.__name__: ours for ours in vars(module).values() if isinstance(ours, type)
+    }
     config = next(c for c in found.values() if vars(c).get("model_type") == PREFIX + model_type)
     causal_lm = found[f"Prunec{FAMILIES[model_type].architecture}"]
     here = Path(__file__).parent
