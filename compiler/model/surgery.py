@@ -36,10 +36,7 @@ def slice_layer(
         "gate": torch.tensor(selection.neurons, dtype=torch.long),
         "up": torch.tensor(selection.neurons, dtype=torch.long),
     }
-    rows = {
-        name: fused_rows(facts, parts, units)
-        for name, parts in family.inputs.items()
-    }
+    rows = {name: fused_rows(facts, parts, units) for name, parts in family.inputs.items()}
     rows |= {name.removesuffix(".weight"): units[part] for name, part in family.layer_norms.items()}
     columns = {family.output: units["query"], family.down: units["gate"]}
     spec = selection.spec(facts.head_dim)
