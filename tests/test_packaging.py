@@ -63,6 +63,8 @@ def test_the_wheel_claims_no_name_but_prunec(wheel: zipfile.ZipFile) -> None:
     assert "prunec/__init__.py" not in modules  # a namespace: others may add to it
 
 
-def test_the_wheel_installs_the_command(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_installs_the_command_and_the_plugin_for_vllm(wheel: zipfile.ZipFile) -> None:
     [entry_points] = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
-    assert "prunec = prunec.compiler.cli:main" in wheel.read(entry_points).decode()
+    listed = wheel.read(entry_points).decode()
+    assert "[console_scripts]\nprunec = prunec.compiler.cli:main" in listed
+    assert "[vllm.general_plugins]\nprunec = prunec.exporters.vllm_plugin:register" in listed
