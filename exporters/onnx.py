@@ -94,14 +94,16 @@ def verify(destination: Path, layout: Layout, facts: Facts) -> Written:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"{path} is not valid ONNX: {error}") from error
     model = ir.load(path)
-    _has_cache_of(path, model, layout)
+    for prefix, values in (
+        ("past_key_values", model.graph.inputs),
+        ("present", model.graph.outputs),
+    ):
+        found = {str(v.name): v.shape for v in values if str(v.name).startswith(prefix)}
+        sizes = {name: (shape[1], shape[3]) for name, shape in found.items() if shape}
+        _same(path, sizes, _cache_sizes(prefix, layout))
     weights = dict(read_weights(model))
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    wanted = tensor_shapes(facts, layout)
-    if found != wanted:
-        name = min(n for n in found | wanted if found.get(n) != wanted.get(n))
-        there, due = found.get(name, "absent"), wanted.get(name, "absent")
-        raise ModelError(f"{path}: {name} is {there}; by its layout it is {due}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    _same(path, shapes, tensor_shapes(facts, layout))
     quantized = any(node.op_type == OPERATOR for node in model.graph)
     check_answers(destination, weights, quantized)
     return Written(
@@ -111,26 +113,18 @@ def verify(destination: Path, layout: Layout, facts: Facts) -> Written:
     )
 
 
-def _has_cache_of(path: Path, model: ir.Model, layout: Layout) -> None:
-    attended = [spec for spec in layout if spec.attention]
-    names = cache_names(layout)
-    sizes = [(spec.kv_heads, spec.head_dim) for spec in attended for _ in range(2)]
-    for prefix, values in (
-        ("past_key_values", model.graph.inputs),
-        ("present", model.graph.outputs),
-    ):
-        found = {
-            str(value.name): (value.shape[1], value.shape[3])
-            for value in values
-            if str(value.name).startswith(prefix) and value.shape
-        }
-        wanted = {f"{prefix}.{name}": size for name, size in zip(names, sizes, strict=True)}
-        if found != wanted:
-            name = min(n for n in found | wanted if found.get(n) != wanted.get(n))
-            raise ModelError(
-                f"{path}: {name} has (KV heads, head_dim) {found.get(name)}; by its layout "
-                f"{wanted.get(name)}"
-            )
+def _cache_sizes(prefix: str, layout: Layout) -> dict[str, tuple[int, int]]:
+    """KV heads and head width of every input or output of the cache."""
+    sizes = [(spec.kv_heads, spec.head_dim) for spec in layout if spec.attention for _ in range(2)]
+    return dict(zip((f"{prefix}.{name}" for name in cache_names(layout)), sizes, strict=True))
+
+
+def _same(path: Path, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    if found == wanted:
+        return
+    name = min(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    there, due = found.get(name, "absent"), wanted.get(name, "absent")
+    raise ModelError(f"{path}: {name} is {there}; by its layout it is {due}")
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -52,14 +52,21 @@ TALKS = (
 
 
 class Session:
-    """A folder's graph in ONNX Runtime, with the KV cache of the text that it is reading."""
+    """A folder's graph in ONNX Runtime, with the KV cache of the text that it is reading.
+
+    Raises ModelError if ONNX Runtime cannot open it.
+    """
 
     def __init__(self, folder: Path) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        self.runtime = onnxruntime.InferenceSession(
-            folder / GRAPH, options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            self.runtime = onnxruntime.InferenceSession(
+                folder / GRAPH, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its exceptions have no other base
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(f"ONNX Runtime does not open {folder / GRAPH}: {reason}") from error
         self.names = [value.name for value in self.runtime.get_outputs()]
         self.cache: dict[str, NDArray[Any]] = {}
 

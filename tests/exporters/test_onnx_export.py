@@ -296,7 +296,7 @@ def test_verify_notices_a_graph_that_computes_something_else(
         exporter.verify(tmp_path, layout, facts)
     with pytest.raises(ModelError, match=r"layers\.4\.mlp\.down_proj\.weight is \(64, 95\)"):
         exporter.verify(folder, (*layout[:-1], replace(layout[-1], ffn=96)), facts)
-    with pytest.raises(ModelError, match=r"past_key_values\.2\.key has .* \(1, 16\)"):
+    with pytest.raises(ModelError, match=r"past_key_values\.2\.key is \(1, 16\)"):
         fatter = replace(layout[2], query_heads=4, kv_heads=2)
         exporter.verify(folder, (*layout[:2], fatter, *layout[3:]), facts)
 
