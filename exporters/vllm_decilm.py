@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers import AutoConfig
 
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import Facts
@@ -33,6 +34,17 @@ from prunec.exporters import configuration_decilm, hf
 from prunec.exporters.artefact import Provenance, Written
 from prunec.exporters.hf_rules import LayoutKind
 from prunec.exporters.vllm_rules import DECILM_SETTINGS
+
+# Keys of config.json that say where it is from, and those that pruning changes.
+_OF_A_FOLDER = ("model_type", "architectures", "auto_map", "_name_or_path")
+_PRUNED = (
+    "dtype",
+    "head_dim",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "transformers_version",
+)
 
 _LOADING = """\
 vLLM serves this folder with no plugin; the configuration file beside the weights is ours:
@@ -133,8 +145,14 @@ def _pad_rows(tensor: Tensor, spec: LayerSpec, full: LayerSpec) -> Tensor:
 
 
 def decilm_config(facts: Facts, full: Layout, dtype: torch.dtype) -> dict[str, Any]:
-    """The config.json of a layout that has one number of query heads."""
-    kept = hf.model_config(facts, full, "uniform", dtype)
+    """The config.json of a layout that has one number of query heads.
+
+    What the dense model's leaves out is said, as its own class settles it: DeciLM's defaults are
+    others.
+    """
+    source = {key: value for key, value in facts.config.items() if key not in _OF_A_FOLDER}
+    settled = AutoConfig.for_model(facts.family.model_type, **source).to_dict()
+    pruned = hf.model_config(facts, full, "uniform", dtype)
     blocks = [
         {
             "attention": {
@@ -148,7 +166,8 @@ def decilm_config(facts: Facts, full: Layout, dtype: torch.dtype) -> dict[str, A
     ours = configuration_decilm.DeciLMConfig
     module = configuration_decilm.__name__.rpartition(".")[2]
     return {
-        **kept,
+        **{key: value for key, value in settled.items() if key not in _OF_A_FOLDER},
+        **{key: pruned[key] for key in _PRUNED},
         **DECILM_SETTINGS[facts.family.model_type],
         "model_type": ours.model_type,
         "architectures": ["DeciLMForCausalLM"],

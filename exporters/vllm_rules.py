@@ -48,8 +48,8 @@ def attention_is_legal(
     """
     if not hf_rules.attention_is_legal(facts, layout_kind, query_heads, kv_heads):
         return False
-    if dialect == "decilm" and kv_heads:
-        return facts.query_heads % kv_heads == 0 and splits(ranks, ranks, kv_heads, ranks)
+    if dialect == "decilm" and kv_heads and facts.query_heads % kv_heads:
+        return False
     return splits(ranks, query_heads, kv_heads, 0)
 
 

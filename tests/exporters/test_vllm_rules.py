@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 
 from prunec.compiler.diagnostics import RecipeProblemError
 from prunec.compiler.model.facts import Facts, facts_from_config
+from prunec.compiler.model.layout import LayerSpec
 from prunec.compiler.plan_builder import Subject
 from prunec.compiler.planner import make_plan, measured_export
 from prunec.compiler.recipe import Recipe
 from prunec.compiler.search.budget import Budget
 from prunec.compiler.target import budget_of
+from prunec.exporters.vllm_decilm import filled_up
 
 CONFIG = {
     "model_type": "llama",
@@ -73,6 +76,18 @@ def test_the_stock_dialect_wants_kv_heads_that_divide_and_attention_in_layer_0()
     assert {kv for _, kv in budget.shapes} == {0, 1, 2, 3, 4, 6}  # not 5 of 12 query heads
     assert not budget.allows(0, (0, 0)) and budget.allows(1, (0, 0))
     assert budget.allows(0, (1, 1))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6])
+def test_the_query_heads_that_the_stock_dialect_fills_up_to_can_be_split(ranks: int) -> None:
+    export = {"kind": "vllm", "dialect": "decilm", "tensor_parallel": ranks}
+    budget = _budget(_recipe(export), num_key_value_heads=12)
+    for shapes in product([shape for shape in budget.shapes if shape[1]], repeat=2):
+        full = filled_up(tuple(LayerSpec(*shape, 16, 8) for shape in shapes))
+        heads = {spec.query_heads for spec in full}
+        assert len(heads) == 1 and heads.pop() % ranks == 0
+        assert full[0].query_heads <= 12
+        assert all(spec.query_heads % spec.kv_heads == 0 for spec in full)
 
 
 def test_every_export_has_a_say() -> None:
