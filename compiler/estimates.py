@@ -45,6 +45,14 @@ class Estimates:
         values = heads * (heads + facts.hidden_size) + facts.ffn * (facts.ffn + facts.hidden_size)
         return 4 * values * facts.layers
 
+    @property
+    def relaxation_bytes(self) -> int:
+        """What a search by gradients holds beside the supernet: every sublayer at its largest size,
+        and the last linear map at about seven sizes, of which half the inputs stay on average."""
+        facts = self.facts
+        last = (facts.query_heads * facts.head_dim + facts.ffn) * facts.hidden_size
+        return facts.layers * (self.layer_bytes + 7 * last * self.value_bytes // 2)
+
     def teacher_bytes(self, tokens: int, top_k: int) -> int:
         """Top ids and log-probabilities of the dense model, and one tail a token."""
         return tokens * (8 * top_k + 4)

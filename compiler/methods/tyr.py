@@ -56,6 +56,9 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
             walked,
             steps.walk(0.0, steps.estimate.nested_bytes),
         )
+        held = steps.estimate.nested_bytes
+        if search.searcher == "level_relaxation":
+            held += steps.estimate.relaxation_bytes
         step = steps.neurons(method.first_step / 2 ** (number - 1))
         # What the last round learnt of the layers still holds around its winner.
         earlier = {"earlier": layout_of} if layout_of and search.searcher == "surrogate" else {}
@@ -76,7 +79,7 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
             | earlier,
             Cost(
                 token_forwards=allowances[number - 1]["token_forwards"] or 0,
-                memory_bytes=steps.estimate.nested_bytes,
+                memory_bytes=held,
             ),
         )
         layout_of = f"search-{number}"
