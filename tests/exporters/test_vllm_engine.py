@@ -22,6 +22,7 @@ from prunec.compiler.model.layout import LayerSelection, kv_bytes_per_token
 from prunec.compiler.model.surgery import slice_layer
 from prunec.exporters import exporter_for
 from prunec.exporters.artefact import Provenance
+from prunec.exporters.hf_rules import attention_is_legal
 
 MakeModel = Callable[..., Path]
 
@@ -58,6 +59,7 @@ DECILM = (
     selection((0, 1, 2, 3), range(40)),
 )
 UNIFORM = tuple(selection((q, 3 - q), range(q, 96, 3)) for q in (0, 1, 0, 1, 1, 0))
+WHOLE_HEADS = tuple(selection((0, 1, 2, 3), range(q, 96, 3)) for q in (0, 1, 0, 1, 1, 0))
 # What two ranks can share; one KV head is held by both.
 SPLIT = (
     selection((), range(0, 96, 3)),
@@ -74,10 +76,26 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 7},
     "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
     "qwen3": {},
-    "phi3": {"hidden": 128, "original_max_position_embeddings": 512},
+    "phi3": {
+        "hidden": 128,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "short_factor": [1 + 0.25 * i for i in range(16)],
+            "long_factor": [2.0] * 16,
+        },
+        # As long as the model is served for: vLLM takes one set of factors for all lengths.
+        "original_max_position_embeddings": 512,
+    },
     "gemma2": {"sliding_window": 7, "query_pre_attn_scalar": 16, "tied": True},
     "gemma3_text": {"sliding_window": 7, "sliding_window_pattern": 2, "tied": True},
 }
+# One of a KV head's query heads beside two of another's.
+UNEVEN = (LayerSelection((0, 1, 3), (0, 1), tuple(range(96)), query_groups=(2, 1)), *PER_LAYER[1:])
+#: Families that vLLM's stock DeciLM computes.
+STOCK = ("llama", "mistral", "qwen2")
+#: OLMo 2 comes last: the stand-in that vLLM has for it leaves its marks on transformers' classes.
+UNIFORMLY = (*FAMILIES, "olmo2")
 
 
 def written(
@@ -125,11 +143,17 @@ def folders(tiny_llama: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> 
         found[f"{model_type} split"] = written(
             root / model_type / "split", dense, SPLIT, "per_layer", tensor_parallel=2
         )
-    for model_type in ("llama", "qwen2"):
-        dense = tiny_llama(model_type=model_type, layers=6, head_dim=32, **FAMILIES[model_type])
-        here = root / model_type
-        found[f"{model_type} uniform"] = written(here / "uniform", dense, UNIFORM, "uniform")
-    for model_type in ("llama", "mistral"):
+    for model_type in UNIFORMLY:
+        special = FAMILIES.get(model_type, {})
+        dense = tiny_llama(model_type=model_type, layers=6, head_dim=32, **special)
+        facts = facts_from_folder(dense)
+        kept = UNIFORM if attention_is_legal(facts, "uniform", 2, 2) else WHOLE_HEADS
+        found[f"{model_type} uniform"] = written(
+            root / model_type / "uniform", dense, kept, "uniform"
+        )
+    dense = tiny_llama(model_type="llama", layers=6, head_dim=32, **FAMILIES["llama"])
+    found["uneven"] = written(root / "uneven", dense, UNEVEN, "per_layer", kind="hf")
+    for model_type in STOCK:
         dense = tiny_llama(model_type=model_type, layers=6, head_dim=32, **FAMILIES[model_type])
         here = root / model_type
         found[f"{model_type} decilm"] = written(
@@ -168,6 +192,7 @@ def answers(
             continue
         remote = {"trust_remote_code": True} if name.endswith(" decilm") else {}
         requests[name] = {"folder": str(folder), "options": remote, "prompts": PROMPTS}
+    last = {name: requests.pop(name) for name in ("olmo2 uniform", "uneven")}
     llama = requests["llama per layer"]
     chunked = {"max_num_batched_tokens": 32, "max_num_seqs": 4, "block_size": 32}
     requests["chunked, cached"] = llama | {
@@ -178,7 +203,7 @@ def answers(
         "options": {"enable_lora": True, "max_lora_rank": 8},
         "adapter": str(adapter),
     }
-    return answered(requests, tmp_path_factory.mktemp("answers"))
+    return answered(requests | last, tmp_path_factory.mktemp("answers"))
 
 
 def answered(requests: dict[str, Any], work: Path) -> dict[str, Any]:
@@ -247,23 +272,28 @@ def test_a_per_layer_model_answers_as_transformers_does(
     assert_as(opened(folders[name]), answers[name])
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize("model_type", UNIFORMLY)
 def test_a_uniform_model_answers_as_transformers_does(
     model_type: str, folders: dict[str, Path], answers: dict[str, Any]
 ) -> None:
     name = f"{model_type} uniform"
-    stock = "LlamaForCausalLM", "PrunecQwen2ForCausalLM"  # vLLM's Qwen2 has no head_dim
-    assert answers[name]["architecture"] in stock
+    # vLLM's stock Qwen2 reads no head_dim, and no windows of single layers.
+    assert answers[name]["architecture"].startswith("Prunec") == (model_type == "qwen2")
     assert_as(opened(folders[name]), answers[name])
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mistral"])
+@pytest.mark.parametrize("model_type", STOCK)
 def test_the_stock_dialect_answers_as_the_model_that_it_was_made_of(
     model_type: str, folders: dict[str, Path], answers: dict[str, Any]
 ) -> None:
     assert answers[f"{model_type} decilm"]["architecture"] == "DeciLMForCausalLM"
     model = opened(folders[f"{model_type} decilm, per layer"])
     assert_as(model, answers[f"{model_type} decilm"])
+
+
+def test_uneven_query_heads_are_refused_in_a_sentence(answers: dict[str, Any]) -> None:
+    refused = "layer 0 has KV heads that serve different numbers of query heads, which vLLM's"
+    assert answers["uneven"]["refused"].startswith(refused)
 
 
 def test_chunked_prefill_and_prefix_caching_change_no_answer(
