@@ -51,6 +51,7 @@ ABLATION: dict[str, tuple[str, ...]] = {
     "dense-target-0": ("method.dense_target=0",),
     "dense-target-0.5": ("method.dense_target=0.5",),
     "dense-target-1": ("method.dense_target=1",),
+    "first-order-1": ("method.first_order=1",),
     "damping-0.001": ("method.damping=0.001",),
     "damping-0.01": ("method.damping=0.01",),
     "damping-0.1": ("method.damping=0.1",),
