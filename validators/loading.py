@@ -78,6 +78,9 @@ def open_model(
             )
             model, info = loaded
             model = model.to(device).eval()
+            if getattr(model.config, "attn_logit_softcapping", None):
+                # The only kernels that cap scores: the others would leave it out without a word.
+                model.set_attn_implementation("eager")
     except Exception as error:  # a folder's config, weights and code can fail in any way
         raise ValidationError(
             f"{folder} does not load: {_first_line(error)}",
