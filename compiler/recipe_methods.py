@@ -27,7 +27,8 @@ DenseTarget = Annotated[
         ge=0,
         le=1,
         description="How far the final weights are fitted to lead the hidden states back to the "
-        "dense model's: 0 takes those of the pruned layers before for right.",
+        "dense model's: 0 takes those of the pruned layers before for right. Where a family's "
+        "sublayers end in a norm it is 0, and nothing else may be given.",
     ),
 ]
 
