@@ -55,3 +55,14 @@ def test_a_dense_target_is_refused_where_sublayers_end_in_a_norm(
     assert done.returncode == 2
     assert "method.dense_target is 0.25; with" in done.stderr
     assert "end in a norm" in done.stderr
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_final_weights_are_led_to_the_dense_model_where_that_is_linear(
+    model_type: str, recipe: Path, prunec: Run, tiny_family: Callable[..., Path]
+) -> None:
+    done = prunec("plan", recipe, "--json", *options(f"model.source={tiny_family(model_type)}"))
+    assert done.returncode == 0, done.stderr
+    steps = {step["kind"]: step for step in json.loads(done.stdout)["steps"]}
+    led = steps["resolve"]["params"]["dense_target"]
+    assert led == (0.0 if FAMILIES[model_type].ends_in_norm else 0.5)
