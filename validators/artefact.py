@@ -15,6 +15,7 @@ from prunec.validators.shapes import LayerShape, is_prunable, layer_shapes
 
 _HEAD = "lm_head.weight"
 _EMBEDDING = "model.embed_tokens.weight"
+_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _CHECKPOINTS = ("hf", "vllm")  # exports that are checkpoints; the first one there is described
 
 
@@ -133,7 +134,7 @@ def read_weights(folder: Path) -> tuple[Weights, list[str]]:
             problems.append(f"{name} is not the shard that the index describes: {odd} {where}")
         tensors |= held
     layers, wrong = layer_shapes(tensors, config)
-    problems += wrong + _outside_layers(tensors, config)
+    problems += wrong + _outside_layers(tensors, config) + _misstored(tensors, config)
 
     counted = dict(tensors)
     if config.get("tie_word_embeddings") and _EMBEDDING in counted:
@@ -165,6 +166,26 @@ def _outside_layers(tensors: Mapping[str, TensorHeader], config: Mapping[str, An
     if _HEAD not in tensors and config.get("tie_word_embeddings") is False:
         problems.append(f"{_HEAD} is missing, and config.json does not tie it to the embedding")
     return problems
+
+
+def _misstored(tensors: Mapping[str, TensorHeader], config: Mapping[str, Any]) -> list[str]:
+    """Matrices of another dtype than the config says. What loads them converts, and never tells."""
+    stated = config.get("dtype") or config.get("torch_dtype")
+    if not isinstance(stated, str) or stated not in _DTYPES or "quantization_config" in config:
+        return []
+    odd = {
+        name: header.dtype
+        for name, header in sorted(tensors.items())
+        if is_prunable(name)
+        and header.dtype in _DTYPES.values()
+        and header.dtype != _DTYPES[stated]
+    }
+    if not odd:
+        return []
+    first, held = next(iter(odd.items()))
+    return [
+        f"config.json says {stated}; {len(odd)} tensors are of another dtype: {first} is {held}"
+    ]
 
 
 def _against_report(weights: Weights, report: Mapping[str, Any]) -> list[str]:

@@ -34,17 +34,20 @@ class LoadedModel:
 
     def tokenizer(self) -> Any:
         """The folder's own tokenizer. ValidationError if it does not load."""
-        try:
-            return AutoTokenizer.from_pretrained(
-                str(self.folder),
-                trust_remote_code=self.trust_remote_code,
-                local_files_only=True,
-            )
-        except Exception as error:  # a folder's tokenizer can fail in any way
-            raise ValidationError(
-                f"the tokenizer of {self.folder} does not load: {_first_line(error)}",
-                hint="the tokenizer's files belong beside the weights",
-            ) from error
+        return open_tokenizer(self.folder, trust_remote_code=self.trust_remote_code)
+
+
+def open_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """A folder's own tokenizer, of transformers. ValidationError if it does not load."""
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except Exception as error:  # a folder's tokenizer can fail in any way
+        raise ValidationError(
+            f"the tokenizer of {folder} does not load: {_first_line(error)}",
+            hint="the tokenizer's files belong beside the weights",
+        ) from error
 
 
 def open_model(

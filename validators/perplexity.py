@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Perplexity of a checkpoint folder on token windows, and of two folders against each other."""
+"""Perplexity of a model on token windows and its divergence from the dense model, in one pass."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from prunec.validators.divergence import Coarse, Reference, coarsen, divergence
 from prunec.validators.errors import ValidationError
-from prunec.validators.loading import LoadedModel, open_model
+from prunec.validators.loading import LoadedModel
+from prunec.validators.measurements import Estimate
+from prunec.validators.statistics import exp_mean_interval, mean_interval
 
 _LOGIT_BYTES = 1 << 30  # a batch's logits, as float32: large vocabularies get smaller batches
-_RESAMPLES = 2000
+_CHUNK_BYTES = 1 << 26  # log-probabilities that are looked at together
 
 
 @dataclass(frozen=True)
@@ -39,34 +40,86 @@ class Perplexity:
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """Perplexity of one model over another's, with a 95 % interval.
+class TextMeasurement:
+    """What one pass over windows of text found.
 
-    The bounds are NaN where there is nothing to estimate them from: a single window, or a loss
-    that is not finite.
+    `window_divergences`: each window's mean divergence from the reference in nats per token, if
+    there was one. `reference`: this model's own distributions, if they were to be kept.
     """
 
-    value: float
-    low: float
-    high: float
-
-
-def perplexity(
-    folder: Path,
-    windows: Tensor,
-    dtype: torch.dtype,
-    *,
-    batch_tokens: int = 16384,
-    device: str | torch.device = "cpu",
-    on_progress: Callable[[int], None] | None = None,
-    trust_remote_code: bool = False,
-) -> Perplexity:
-    """`measure_perplexity` of a checkpoint folder, loaded for this one measurement."""
-    model = open_model(folder, dtype, trust_remote_code=trust_remote_code, device=device)
-    return measure_perplexity(model, windows, batch_tokens=batch_tokens, on_progress=on_progress)
+    perplexity: Perplexity
+    window_divergences: tuple[float, ...] | None = field(default=None, repr=False)
+    reference: Reference | None = field(default=None, repr=False)
 
 
 @torch.inference_mode()
+def measure_text(
+    model: LoadedModel,
+    windows: Tensor,
+    *,
+    reference: Reference | None = None,
+    keep: int | None = None,
+    batch_tokens: int = 16384,
+    on_progress: Callable[[int], None] | None = None,
+) -> TextMeasurement:
+    """Perplexity on token ids `windows` [n, length]: each window predicts all but its first token.
+
+    With the dense model's `reference` on the same windows, divergence from it too. `keep` is how
+    many tokens of each distribution to keep as a reference for other models (`KEPT_TOKENS` is a
+    good number). The model runs in its own dtype, log-probabilities are float32, means float64.
+    `on_progress` is told how many windows are done so far, after every batch.
+    ValidationError where there is nothing to predict, an id lies outside the vocabulary, or the
+    reference is of other windows or another vocabulary.
+    """
+    _check_windows(windows, model)
+    if reference is not None:
+        _check_reference(reference, windows, model)
+    length = windows.shape[1]
+    rows = min(batch_tokens // length, _LOGIT_BYTES // (4 * length * model.vocab_size))
+    losses: list[float] = []
+    divergences: list[float] = []
+    kept: list[Coarse] = []
+    for batch in torch.split(windows, max(1, rows)):
+        ids = batch.to(model.device, torch.long)
+        logits = model.model(input_ids=ids, use_cache=False).logits  # [rows, length, vocab]
+        for window, scores in zip(ids, logits, strict=True):
+            found = _measure_window(scores[:-1], window[1:], len(losses), reference, keep)
+            losses.append(found[0])
+            divergences += found[1]
+            kept += found[2]
+        if on_progress is not None:
+            on_progress(len(losses))
+    return TextMeasurement(
+        _perplexity(losses, length - 1),
+        tuple(divergences) if reference is not None else None,
+        _reference(kept, len(losses), model.vocab_size) if keep is not None else None,
+    )
+
+
+def _measure_window(
+    scores: Tensor, following: Tensor, index: int, reference: Reference | None, keep: int | None
+) -> tuple[float, list[float], list[Coarse]]:
+    """Mean loss of one window, its mean divergence if there is a reference, what is to be kept.
+
+    scores: [positions, vocabulary] logits; following: [positions], the tokens that come next
+    """
+    losses: list[Tensor] = []
+    diverged: list[Tensor] = []
+    kept: list[Coarse] = []
+    rows = max(1, _CHUNK_BYTES // (4 * scores.shape[1]))
+    for start in range(0, len(scores), rows):
+        here = slice(start, start + rows)
+        log_probs = scores[here].float().log_softmax(dim=-1)
+        losses.append(-log_probs.gather(-1, following[here, None]).double())
+        if reference is not None:
+            diverged.append(divergence(reference.at(index, here), log_probs))
+        if keep is not None:
+            ids, top, tail = coarsen(log_probs, keep)
+            kept.append((ids.cpu(), top.cpu(), tail.cpu()))
+    means = [torch.cat(parts).mean().item() for parts in (losses, diverged) if parts]
+    return means[0], means[1:], kept
+
+
 def measure_perplexity(
     model: LoadedModel,
     windows: Tensor,
@@ -74,58 +127,52 @@ def measure_perplexity(
     batch_tokens: int = 16384,
     on_progress: Callable[[int], None] | None = None,
 ) -> Perplexity:
-    """Perplexity on token ids `windows` [n, length]: each window predicts all but its first token.
-
-    The model runs in its own dtype, the losses are float32, their means float64.
-    `on_progress` is told how many windows are done so far, after every batch.
-    ValidationError where there is nothing to predict, or an id lies outside the vocabulary.
-    """
-    _check_windows(windows, model)
-    count, length = windows.shape
-    rows = min(batch_tokens // length, _LOGIT_BYTES // (4 * length * model.vocab_size))
-    losses: list[float] = []
-    for batch in torch.split(windows, max(1, rows)):
-        ids = batch.to(model.device, torch.long)
-        logits = model.model(input_ids=ids, use_cache=False).logits  # [rows, length, vocab]
-        for window, scores in zip(ids, logits, strict=True):
-            token_losses = cross_entropy(scores[:-1].float(), window[1:], reduction="none")
-            losses.append(token_losses.double().mean().item())
-        if on_progress is not None:
-            on_progress(len(losses))
-    # Windows are of one length, so the mean of their means is the mean over tokens.
-    mean = math.fsum(losses) / count if all(map(math.isfinite, losses)) else sum(losses) / count
-    return Perplexity(_exp(mean), mean, count * (length - 1), tuple(losses))
+    """`measure_text` where nothing but the perplexity is wanted."""
+    found = measure_text(model, windows, batch_tokens=batch_tokens, on_progress=on_progress)
+    return found.perplexity
 
 
-def ratio_interval(dense: Perplexity, pruned: Perplexity, seed: int = 0) -> Ratio:
-    """Pruned perplexity over dense, with a paired bootstrap over windows.
+def compare_texts(
+    dense: Perplexity, pruned: Perplexity, divergences: Sequence[float]
+) -> tuple[Estimate, Estimate]:
+    """Pruned perplexity over dense, and mean divergence in nats per token, with their intervals.
 
-    Both must have been measured on the same windows: what a window has that is hard for both
-    models cancels in its difference. Windows are taken as independent, which neighbours in one
-    text are not quite. ValidationError if the windows differ in number or length.
+    Both models must have been measured on the same windows: what a window has that is hard for
+    both cancels in its difference, and whole windows are drawn in the bootstrap. Windows are
+    taken as independent, which neighbours in one text are not quite: intervals are a little
+    narrow there. NaN stays NaN. ValidationError if the windows differ in number or length.
     """
     if (dense.tokens, len(dense.window_losses)) != (pruned.tokens, len(pruned.window_losses)):
         raise ValidationError(
             f"perplexities of {dense.tokens:,} and {pruned.tokens:,} tokens cannot be compared",
             hint="measure both models on the same windows",
         )
-    # [windows]
-    differences = torch.tensor(pruned.window_losses, dtype=torch.float64) - torch.tensor(
-        dense.window_losses, dtype=torch.float64
+    if len(divergences) != len(pruned.window_losses):
+        raise ValidationError(
+            f"{len(divergences)} divergences and {len(pruned.window_losses)} losses of windows "
+            "cannot be of the same windows",
+            hint="measure both on the same windows",
+        )
+    pairs = zip(pruned.window_losses, dense.window_losses, strict=True)
+    differences = [ours - theirs for ours, theirs in pairs]
+    return exp_mean_interval(differences, "windows"), mean_interval(divergences, "windows")
+
+
+def _perplexity(losses: Sequence[float], predictions: int) -> Perplexity:
+    count = len(losses)
+    # Windows are of one length, so the mean of their means is the mean over tokens.
+    mean = math.fsum(losses) / count if all(map(math.isfinite, losses)) else sum(losses) / count
+    return Perplexity(_exp(mean), mean, count * predictions, tuple(losses))
+
+
+def _reference(chunks: Sequence[Coarse], windows: int, vocab_size: int) -> Reference:
+    ids, log_probs, log_tail = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return Reference(
+        ids.unflatten(0, (windows, -1)),
+        log_probs.unflatten(0, (windows, -1)),
+        log_tail.unflatten(0, (windows, -1)),
+        vocab_size,
     )
-    count = len(differences)
-    value = _exp(differences.mean().item())
-    if count < 2 or not torch.isfinite(differences).all():
-        return Ratio(value, math.nan, math.nan)
-    generator = torch.Generator().manual_seed(seed)
-    means = torch.stack(
-        [
-            differences[torch.randint(count, (count,), generator=generator)].mean()
-            for _ in range(_RESAMPLES)
-        ]
-    )
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Ratio(value, _exp(low), _exp(high))
 
 
 def _check_windows(windows: Tensor, model: LoadedModel) -> None:
@@ -140,6 +187,21 @@ def _check_windows(windows: Tensor, model: LoadedModel) -> None:
             f"token ids {low} … {high} do not fit the vocabulary of {model.folder}, "
             f"{model.vocab_size} tokens",
             hint="tokenise the text with this model's own tokenizer",
+        )
+
+
+def _check_reference(reference: Reference, windows: Tensor, model: LoadedModel) -> None:
+    due = (windows.shape[0], windows.shape[1] - 1)
+    if tuple(reference.log_tail.shape) != due:
+        raise ValidationError(
+            f"the dense model was measured at {list(reference.log_tail.shape)} positions, "
+            f"{model.folder} is to be at {list(due)}",
+            hint="measure both models on the same windows",
+        )
+    if reference.vocab_size != model.vocab_size:
+        raise ValidationError(
+            f"{model.folder} has {model.vocab_size:,} tokens, the dense model has "
+            f"{reference.vocab_size:,}: their distributions cannot be compared",
         )
 
 

@@ -7,21 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prunec.validators.themes import LIGHT, Theme
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Layers = Sequence[Mapping[str, Any]]
 
-#: Key of a layer's entry, what it counts, and the hue of its sublayer.
+#: Key of a layer's entry, what it counts, and its sublayer.
 _ROWS = (
-    ("query_heads", "query heads", "#0072b2"),
-    ("kv_heads", "KV heads", "#0072b2"),
-    ("ffn", "FFN width", "#009e73"),
+    ("query_heads", "query heads", "attention"),
+    ("kv_heads", "KV heads", "attention"),
+    ("ffn", "FFN width", "ffn"),
 )
-_DROPPED = "#d55e00"
-_REMOVED = "#e6e6e6"
-_LINE = "#262626"
 
 _LABEL_SIZE = 6.5  # points
 _LABEL_ADVANCE = 0.64 * _LABEL_SIZE  # of a digit of DejaVu Sans
@@ -35,7 +34,7 @@ class _Row:
     """What all layers keep of one quantity, and what they had."""
 
     name: str
-    hue: str
+    sublayer: str
     kept: tuple[int, ...]
     dense: tuple[int, ...]
 
@@ -81,19 +80,24 @@ def describe_layers(layers: Layers, dense: Layers) -> str:
     return f"{text} Dropped whole: {'; '.join(lost)}." if lost else text
 
 
-def draw_layers(layers: Layers, dense: Layers) -> Figure:
-    """One panel for each quantity, one bar for each layer: colour is kept, grey is gone."""
+def draw_layers(
+    layers: Layers, dense: Layers, theme: Theme = LIGHT, width: float | None = None
+) -> Figure:
+    """One panel for each quantity, one bar for each layer: colour is kept, grey is gone.
+
+    `width` in inches; without one, more for more layers.
+    """
     from matplotlib.figure import Figure
 
     rows = _rows(layers, dense)
-    width = min(max(6.8, 1.8 + 0.105 * len(layers)), 12.0)
+    width = width or min(max(6.8, 1.8 + 0.105 * len(layers)), 12.0)
     figure = Figure(figsize=(width, 4.6), layout="constrained")
     panels = figure.subplots(len(rows), 1, sharex=True)
     room = _BAR * 72 * (width - 1.3) / (len(layers) + 0.2)  # points, the width of a bar
     for panel, row in zip(panels, rows, strict=True):
-        _fill(panel, row, room)
-    _number_layers(panels[-1], len(layers))
-    _legend(figure, any(row.dropped for row in rows))
+        _fill(panel, row, room, theme)
+    _number_layers(panels[-1], len(layers), width)
+    _legend(figure, any(row.dropped for row in rows), width, theme)
     return figure
 
 
@@ -101,26 +105,27 @@ def _rows(layers: Layers, dense: Layers) -> list[_Row]:
     return [
         _Row(
             name,
-            hue,
+            sublayer,
             tuple(int(layer[key]) for layer in layers),
             tuple(int(layer[key]) for layer in dense),
         )
-        for key, name, hue in _ROWS
+        for key, name, sublayer in _ROWS
     ]
 
 
-def _fill(panel: Axes, row: _Row, room: float) -> None:
+def _fill(panel: Axes, row: _Row, room: float, theme: Theme) -> None:
+    hue = _hue(row.sublayer, theme)
     places = range(len(row.kept))
     had = [100.0 if dense else 0.0 for dense in row.dense]
-    panel.bar(places, had, width=_BAR, color=_REMOVED)
+    panel.bar(places, had, width=_BAR, color=theme.removed)
     shown = [max(share, _LEAST_VISIBLE) if share else 0.0 for share in row.shares]
-    panel.bar(places, shown, width=_BAR, color=row.hue)
+    panel.bar(places, shown, width=_BAR, color=hue)
     panel.bar(
         row.dropped,
         [100.0] * len(row.dropped),
         width=_BAR,
-        color="#fbe3d2",
-        edgecolor=_DROPPED,
+        color=theme.dropped,
+        edgecolor=theme.orange,
         hatch="////",
         linewidth=0.7,
     )
@@ -128,8 +133,8 @@ def _fill(panel: Axes, row: _Row, room: float) -> None:
     if longest * _LABEL_ADVANCE + 2 * _LABEL_PAD <= room:
         for place, (kept, share) in enumerate(zip(row.kept, row.shares, strict=True)):
             if kept:
-                _label(panel, place, f"{kept:,}", share, row.hue)
-    panel.axhline(row.share, color=_LINE, linewidth=0.8, linestyle=(0, (4, 2)))
+                _label(panel, place, f"{kept:,}", share, hue, theme)
+    panel.axhline(row.share, color=theme.ink, linewidth=0.8, linestyle=(0, (4, 2)))
     panel.annotate(
         f"{row.share:.0f} %",
         (1, row.share),
@@ -146,7 +151,7 @@ def _fill(panel: Axes, row: _Row, room: float) -> None:
     panel.tick_params(axis="x", length=0)
 
 
-def _label(panel: Axes, place: int, text: str, share: float, hue: str) -> None:
+def _label(panel: Axes, place: int, text: str, share: float, hue: str, theme: Theme) -> None:
     """The count, above its bar, or inside the top of one that leaves no room above."""
     inside = share > 80
     panel.annotate(
@@ -156,36 +161,50 @@ def _label(panel: Axes, place: int, text: str, share: float, hue: str) -> None:
         textcoords="offset points",
         ha="center",
         va="top" if inside else "bottom",
-        color="#ffffff" if inside else "#262626",
+        color=theme.on_hue if inside else theme.ink,
         fontsize=_LABEL_SIZE,
         # Parts the line through it, which would strike the number out.
-        bbox={"facecolor": hue if inside else _REMOVED, "edgecolor": "none", "pad": _LABEL_PAD},
+        bbox={
+            "facecolor": hue if inside else theme.removed,
+            "edgecolor": "none",
+            "pad": _LABEL_PAD,
+        },
         zorder=3,
     )
 
 
-def _number_layers(panel: Axes, layers: int) -> None:
-    apart = 1 if layers <= 16 else 2 if layers <= 32 else 5 if layers <= 64 else 10
+def _number_layers(panel: Axes, layers: int, width: float) -> None:
+    dense = layers * 6.8 / min(width, 6.8)
+    apart = 1 if dense <= 16 else 2 if dense <= 32 else 5 if dense <= 64 else 10
     panel.set_xlim(-0.6, layers - 0.4)
     panel.set_xticks(range(0, layers, apart))
     panel.tick_params(axis="x", length=0 if apart == 1 else 2.5)
     panel.set_xlabel("layer (0 is next to the embedding)")
 
 
-def _legend(figure: Figure, dropped: bool) -> None:
+def _legend(figure: Figure, dropped: bool, width: float, theme: Theme) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     signs: list[Patch | Line2D] = [
-        Patch(color=_ROWS[0][2], label="attention kept"),
-        Patch(color=_ROWS[2][2], label="FFN kept"),
-        Patch(color=_REMOVED, label="removed"),
+        Patch(color=theme.blue, label="attention kept"),
+        Patch(color=theme.green, label="FFN kept"),
+        Patch(color=theme.removed, label="removed"),
     ]
     if dropped:
-        sign = Patch(facecolor="#fbe3d2", edgecolor=_DROPPED, hatch="//////", label="dropped whole")
+        fill, edge = theme.dropped, theme.orange
+        sign = Patch(facecolor=fill, edgecolor=edge, hatch="//////", label="dropped whole")
         signs.append(sign)
-    signs.append(Line2D([], [], color=_LINE, lw=0.8, ls=(0, (4, 2)), label="all layers together"))
-    figure.legend(handles=signs, loc="outside upper left", ncols=len(signs), frameon=False)
+    signs.append(
+        Line2D([], [], color=theme.ink, lw=0.8, ls=(0, (4, 2)), label="all layers together")
+    )
+    figure.legend(
+        handles=signs, loc="outside upper left", ncols=len(signs) if width > 5 else 2, frameon=False
+    )
+
+
+def _hue(sublayer: str, theme: Theme) -> str:
+    return theme.blue if sublayer == "attention" else theme.green
 
 
 def _part(row: _Row, layer: int) -> str:

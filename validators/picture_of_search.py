@@ -8,20 +8,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prunec.validators.results import SearchPoint, SearchResult
+from prunec.validators.themes import LIGHT, Theme
 from prunec.validators.units import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_CURVE = "#0072b2"
-_QUIET = "#595959"
-_BAND = "#f2f2f2"
-
 _START = "uniform layout"  # where every first round begins
 
 _WIDTH, _HEIGHT = 6.8, 3.2  # inches
-_ROOM = 72 * (_WIDTH - 1.5)  # points that the token-forwards are laid out on, about
 
 
 def finite_history(search: SearchResult) -> list[SearchPoint]:
@@ -43,13 +39,14 @@ def describe_search(search: SearchResult) -> str:
     )
 
 
-def draw_search(search: SearchResult) -> Figure:
+def draw_search(search: SearchResult, theme: Theme = LIGHT, width: float | None = None) -> Figure:
     """A curve for each round: a new round solves the levels anew, and starts where they put it."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     points = finite_history(search)
-    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    width = width or _WIDTH
+    figure = Figure(figsize=(width, _HEIGHT), layout="constrained")
     panel = figure.subplots()
     rounds: dict[int, list[SearchPoint]] = {}
     for point in points:
@@ -61,21 +58,22 @@ def draw_search(search: SearchResult) -> Figure:
     panel.set_ylim(low - 0.1 * spread, high + 0.16 * spread)
     panel.set_xlim(0, end)
 
-    _mark_rounds(panel, list(rounds.values()), end)
-    _mark_start(panel, points[0])
+    room = 72 * (width - 1.5)  # points that the token-forwards are laid out on, about
+    _mark_rounds(panel, list(rounds.values()), room / max(end, 1), theme)
+    _mark_start(panel, points[0], theme)
     for line in rounds.values():
         panel.plot(
             [point.token_forwards for point in line],
             [point.divergence for point in line],
             drawstyle="steps-post",
-            color=_CURVE,
+            color=theme.blue,
             linewidth=1.6,
             marker="o",
             markersize=3 if len(points) <= 80 else 0,
             clip_on=False,
             zorder=3,
         )
-    panel.plot([end], [values[-1]], "o", color=_CURVE, markersize=5.5, clip_on=False, zorder=4)
+    panel.plot([end], [values[-1]], "o", color=theme.blue, markersize=5.5, clip_on=False, zorder=4)
     panel.annotate(
         f"{values[-1]:.4f}\nfound",
         (end, values[-1]),
@@ -84,7 +82,9 @@ def draw_search(search: SearchResult) -> Figure:
         va="center",
         annotation_clip=False,
     )
-    panel.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10], integer=True))
+    panel.xaxis.set_major_locator(
+        MaxNLocator(7 if width > 5 else 4, steps=[1, 2, 2.5, 5, 10], integer=True)
+    )
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     panel.yaxis.set_major_locator(MaxNLocator(6))
     panel.set_xlabel("token-forwards spent")
@@ -92,13 +92,16 @@ def draw_search(search: SearchResult) -> Figure:
     return figure
 
 
-def _mark_rounds(panel: Axes, rounds: Sequence[Sequence[SearchPoint]], end: int) -> None:
+def _mark_rounds(
+    panel: Axes, rounds: Sequence[Sequence[SearchPoint]], scale: float, theme: Theme
+) -> None:
+    """`scale`: points on paper that a token-forward takes."""
     began = 0
     for place, line in enumerate(rounds):
         ended = line[-1].token_forwards
         if place % 2 == 0 and len(rounds) > 1:
-            panel.axvspan(began, ended, color=_BAND, linewidth=0, zorder=0)
-        room = _ROOM * (ended - began) / max(end, 1)
+            panel.axvspan(began, ended, color=theme.band, linewidth=0, zorder=0)
+        room = scale * (ended - began)
         number = str(line[0].round)
         for text in (f"round {number}", number):
             if 5.2 * len(text) < room:
@@ -109,14 +112,16 @@ def _mark_rounds(panel: Axes, rounds: Sequence[Sequence[SearchPoint]], end: int)
                     xytext=(0, 3),
                     textcoords="offset points",
                     ha="center",
-                    color=_QUIET,
+                    color=theme.quiet,
                 )
                 break
         began = ended
 
 
-def _mark_start(panel: Axes, first: SearchPoint) -> None:
-    panel.axhline(first.divergence, color=_QUIET, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
+def _mark_start(panel: Axes, first: SearchPoint, theme: Theme) -> None:
+    panel.axhline(
+        first.divergence, color=theme.quiet, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1
+    )
     panel.annotate(
         f"{_START} {first.divergence:.4f}",
         (0.99, first.divergence),
@@ -124,7 +129,7 @@ def _mark_start(panel: Axes, first: SearchPoint) -> None:
         xytext=(0, 3),
         textcoords="offset points",
         ha="right",
-        color=_QUIET,
+        color=theme.quiet,
     )
 
 

@@ -1,73 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pictures of a report: which there are, what they say in words, and their bytes.
 
-A light panel of its own, so that they read the same on a light page, a dark one and on paper; hues
-of Okabe and Ito, told apart by every kind of colour vision, and never the only sign. The same
+As files they have a light panel of their own, so that they read the same on a light page, a dark
+one and on paper; a page takes them without a panel, in either theme, wide or narrow. The same
 report gives the same bytes. matplotlib is imported when something is drawn.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunec.validators.picture_of_layers import describe_layers, draw_layers
+from prunec.validators.picture_of_scores import (
+    describe_speeds,
+    describe_tasks,
+    describe_texts,
+    draw_speeds,
+    draw_tasks,
+    draw_texts,
+    texts_of,
+)
 from prunec.validators.picture_of_search import describe_search, draw_search, finite_history
+from prunec.validators.themes import LIGHT, Theme, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from prunec.validators.results import Report
 
+_NAMES = ("layers", "search", "texts", "tasks", "speed")
+
 #: The names of all files that pictures may have.
-PICTURE_FILES = tuple(f"{name}.{kind}" for name in ("layers", "search") for kind in ("svg", "png"))
+PICTURE_FILES = tuple(f"{name}.{kind}" for name in _NAMES for kind in ("svg", "png"))
+
+#: Inches that a picture is wide in a column of text, and on a phone.
+COLUMN, PHONE = 7.0, 3.3
 
 _PIXELS_PER_INCH = 160
-
-_STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same metrics everywhere
-    "font.size": 8,
-    "axes.edgecolor": "#8c8c8c",
-    "axes.labelcolor": "#262626",
-    "axes.labelsize": 8,
-    "axes.linewidth": 0.6,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": "#262626",
-    "axes.titlelocation": "left",
-    "axes.titlesize": 8.5,
-    "figure.constrained_layout.h_pad": 0.05,  # inches
-    "figure.constrained_layout.w_pad": 0.06,
-    "figure.facecolor": "#ffffff",
-    "hatch.linewidth": 0.7,
-    "svg.fonttype": "none",  # text stays text: it can be searched, read out and restyled
-    "svg.hashsalt": "prunec",
-    "text.color": "#262626",
-    "xtick.color": "#595959",
-    "ytick.color": "#595959",
-}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a report: its name, which its files bear, and its gist in words."""
+    """A picture of a report: its name, which its files bear, and its gist in words.
+
+    draw: makes the figure of a theme and a width in inches; without a width, as wide as suits it
+    """
 
     name: str
     description: str
-    _draw: Callable[[], Figure]
+    draw: Callable[[Theme, float | None], Figure]
 
     def files(self) -> dict[str, bytes]:
         """The picture as NAME.svg and NAME.png."""
-        import matplotlib
-
-        # Nothing of what the user has told matplotlib may show.
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(_STYLE)
-            figure = self._draw()
+        with _settings(LIGHT):
+            figure = self.draw(LIGHT, None)
             return {
                 f"{self.name}.svg": _saved(
                     figure, format="svg", metadata={"Title": self.description, "Date": None}
@@ -80,18 +70,58 @@ class Picture:
                 ),
             }
 
+    def svg(self, theme: Theme, width: float, font: str) -> bytes:
+        """The picture for a page: no panel, `width` inches wide, set in a CSS font family."""
+        with _settings(theme):
+            figure = self.draw(theme, width)
+            content = _saved(figure, format="svg", transparent=True, metadata={"Date": None})
+        return content.replace(b"'DejaVu Sans'", font.encode())
+
 
 def pictures_of(report: Report) -> list[Picture]:
-    """`layers`, and `search` where one has measured anything. Nothing is drawn yet."""
+    """Those of `layers`, `search`, `texts`, `tasks` and `speed` that there is anything to show for.
+
+    Nothing is drawn yet.
+    """
     layers, dense = report.layers, report.dense_layers
     pictures = []
     if layers:
         words = describe_layers(layers, dense)
-        pictures.append(Picture("layers", words, lambda: draw_layers(layers, dense)))
+        pictures.append(
+            Picture("layers", words, lambda theme, width: draw_layers(layers, dense, theme, width))
+        )
     if (search := report.search) and finite_history(search):
         words = describe_search(search)
-        pictures.append(Picture("search", words, lambda: draw_search(search)))
+        pictures.append(
+            Picture("search", words, lambda theme, width: draw_search(search, theme, width))
+        )
+    if texts := texts_of(report.perplexity, report.elsewhere):
+        words = describe_texts(texts)
+        pictures.append(
+            Picture("texts", words, lambda theme, width: draw_texts(texts, theme, width))
+        )
+    if tasks := report.tasks:
+        words = describe_tasks(tasks)
+        pictures.append(
+            Picture("tasks", words, lambda theme, width: draw_tasks(tasks, theme, width))
+        )
+    if speeds := report.speeds:
+        words = describe_speeds(speeds)
+        pictures.append(
+            Picture("speed", words, lambda theme, width: draw_speeds(speeds, theme, width))
+        )
     return pictures
+
+
+@contextmanager
+def _settings(theme: Theme) -> Iterator[None]:
+    """matplotlib as the theme wants it: nothing of what the user has told it may show."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(style(theme))
+        yield
 
 
 def _saved(figure: Figure, **options: Any) -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing a report: report.json, report.md and its pictures, and the summary of a CI step."""
+"""Writing a report: as JSON, Markdown, HTML and JUnit XML, and as the summary of a CI step."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import json
 import os
 from pathlib import Path
 
+from prunec.validators.files import utf8, write_files
+from prunec.validators.html import html
+from prunec.validators.junit import junit_xml
 from prunec.validators.markdown import markdown
+from prunec.validators.measurements import PerplexityResult
 from prunec.validators.pictures import PICTURE_FILES, pictures_of
 from prunec.validators.results import (
     CompletionResult,
     Cost,
     Divergence,
     ModelSize,
-    PerplexityResult,
     Report,
     SearchPoint,
     SearchResult,
@@ -41,25 +44,23 @@ __all__ = [
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Write report.json, report.md and the pictures, each whole or not at all. Returns their paths.
+    """Write report.json, report.md with its pictures, report.html and junit.xml. Returns the paths.
 
+    Each file is written whole or not at all.
     Pictures of an earlier report that this one has not are removed. OSError if the folder, which is
     created if needed, cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     pictures = pictures_of(report)
     content = json.dumps(report.as_dict(), indent=2, ensure_ascii=False, allow_nan=False)
     files = {
-        "report.json": _utf8(content + "\n"),
-        "report.md": _utf8(markdown(report, pictures)),
+        "report.json": utf8(content + "\n"),
+        "report.md": utf8(markdown(report, pictures)),
+        "report.html": utf8(html(report)),
+        "junit.xml": utf8(junit_xml(report)),
     }
     for picture in pictures:
         files |= picture.files()
-    for old in (folder / name for name in PICTURE_FILES if name not in files):
-        old.unlink(missing_ok=True)
-    for name, data in files.items():
-        _write_atomically(folder / name, data)
-    return [folder / name for name in files]
+    return write_files(folder, files, stale=PICTURE_FILES)
 
 
 def append_step_summary(report: Report) -> None:
@@ -71,25 +72,3 @@ def append_step_summary(report: Report) -> None:
     if path := os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(markdown(report))
-
-
-def _utf8(text: str) -> bytes:
-    # A tokenizer may decode to lone surrogates, which UTF-8 cannot hold.
-    return text.encode("utf-8", "replace")
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    if path.is_file() and path.read_bytes() == data:
-        return  # a build that is interrupted again and again still gets to its end
-    # A fixed name, so that what a killed run left behind is overwritten, not collected.
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

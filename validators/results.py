@@ -9,6 +9,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from prunec.validators.gates import Gate
+from prunec.validators.measurements import (
+    FootprintResult,
+    ParityResult,
+    PerplexityResult,
+    SpeedResult,
+    TaskResult,
+)
 
 SCHEMA_VERSION = 1
 
@@ -22,22 +29,6 @@ class ModelSize:
     prunable_parameters: int
     bytes: int
     kv_bytes_per_token: int
-
-
-@dataclass(frozen=True)
-class PerplexityResult:
-    """Perplexity of both models on the same `tokens` predictions of text from `source`.
-
-    `ratio` is pruned over dense, `ratio_interval` its 95 % interval. What is not finite is kept
-    here, and becomes null in JSON.
-    """
-
-    dense: float
-    pruned: float
-    ratio: float
-    ratio_interval: tuple[float, float]
-    tokens: int
-    source: str
 
 
 @dataclass(frozen=True)
@@ -117,7 +108,10 @@ class Report:
     `layers` and `dense_layers` hold one entry a layer: `query_heads`, `kv_heads`, `head_dim`,
     `ffn` (counts) and `attention`, `mlp` (whether there is one). `artefacts` maps a kind of
     export to its path relative to the build's folder. `remote_code`: the Hugging Face export
-    brings its own modeling file.
+    brings its own modeling file. `perplexity` is on text of the kind that the model was fitted to,
+    `elsewhere` on other texts, by name. `problems`: files of the artefacts
+    that disagree with each other. `hardware`: the machine that measured. `command`: what
+    makes this report again.
     """
 
     prunec_version: str
@@ -131,11 +125,20 @@ class Report:
     cost: Cost
     gates: tuple[Gate, ...] = ()
     perplexity: PerplexityResult | None = None
+    elsewhere: Mapping[str, PerplexityResult] = field(default_factory=dict)
+    tasks: tuple[TaskResult, ...] = ()
+    speeds: tuple[SpeedResult, ...] = ()
+    footprints: tuple[FootprintResult, ...] = ()
+    parities: tuple[ParityResult, ...] = ()
+    problems: tuple[str, ...] = ()
     completion: CompletionResult | None = None
     search: SearchResult | None = None
     remote_code: bool = False
     artefacts: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    hardware: Mapping[str, str] = field(default_factory=dict)
+    recipe_text: str = ""
+    command: str = ""
 
     @property
     def sparsity(self) -> float:
@@ -151,16 +154,16 @@ class Report:
         """The content of report.json: plain data, finite numbers or null."""
         content = {"schema_version": SCHEMA_VERSION, "passed": self.passed} | asdict(self)
         content["pruned"]["sparsity"] = self.sparsity
-        finite: dict[str, Any] = _finite(content)
-        return finite
+        plain: dict[str, Any] = finite(content)
+        return plain
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Plain data with null for NaN and infinities, which JSON cannot say."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

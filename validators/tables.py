@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
+import rich.table
 from rich.text import Text
 
-from prunec.validators.markdown import (
-    comparison_rows,
-    layer_picture,
-    perplexity_note,
-    surrogate_notes,
-)
+from prunec.validators.blocks import Paragraph, Section, Table
+from prunec.validators.layer_bars import layer_bars
+from prunec.validators.sections_of_build import surrogate_notes
+from prunec.validators.sections_of_quality import comparison_table, perplexity_note, tasks, texts
+from prunec.validators.sections_of_serving import footprint, parity, speed
 from prunec.validators.units import count, printable, size
 
 if TYPE_CHECKING:
@@ -24,55 +23,96 @@ if TYPE_CHECKING:
     from prunec.validators.artefact import Artefact
     from prunec.validators.results import Report
 
+_STYLES = {
+    "passed": "green",
+    "same": "green",
+    "failed": "bold red",
+    "differs": "bold red",
+    "inconclusive": "bold yellow",
+    "not compared": "bold red",
+    "not built": "bold red",
+}
+
 
 def render_table(report: Report, console: Console, folder: Path | None = None) -> None:
-    """Dense against pruned, the completions, the gates, and where things are.
+    """Dense against pruned, what was measured, the gates, and where things are.
 
     Paths are shown under `folder`, the build's, if it is given.
     """
-    table = _table("", "dense", "pruned", "ratio")
-    for row in comparison_rows(report):
-        table.add_row(*row)
-    console.print(table)
+    console.print(rich_table(comparison_table(report)))
     if note := perplexity_note(report):
-        console.print(_text(note, "dim"))
+        console.print(plain(note, "dim"))
     for note in surrogate_notes(report.search) if report.search else ():
-        console.print(_text(note, "dim"))
+        console.print(plain(note, "dim"))
+    # One text is in the first table already.
+    measured = [texts(report)] if report.elsewhere else []
+    measured += [tasks(report), speed(report), footprint(report), parity(report)]
+    for section in measured:
+        if section is not None:
+            render_section(section, console)
     if said := report.completion:
-        texts = Table("dense", "pruned", expand=True, show_lines=True)
-        texts.add_row(_text(said.dense), _text(said.pruned))
-        console.print(texts)
+        both = rich.table.Table("dense", "pruned", expand=True, show_lines=True)
+        both.add_row(plain(said.dense), plain(said.pruned))
+        console.print(both)
     for gate in report.gates:
-        mark = _text("passed", "green") if gate.passed else _text("failed", "bold red")
-        console.print(mark, _text(gate.message))
-    places = [*sorted(report.artefacts.items()), ("report", "report/report.md")]
+        console.print(plain(gate.verdict, _STYLES[gate.verdict]), plain(gate.message))
+    places = [*sorted(report.artefacts.items()), ("report", "report/report.html")]
     for kind, path in places:
-        console.print(_text(f"{kind:<8}{folder / path if folder else path}"), soft_wrap=True)
+        console.print(plain(f"{kind:<8}{folder / path if folder else path}"), soft_wrap=True)
+
+
+def rich_table(table: Table) -> rich.table.Table:
+    """A table for the terminal, without its details."""
+    brief = table.brief()
+    made = rich.table.Table()
+    for column in brief.columns:
+        right = column.kind == "number"
+        made.add_column(plain(column.title), justify="right" if right else "left")
+    for row in brief.rows:
+        cells = zip(row, brief.columns, strict=True)
+        made.add_row(
+            *(
+                plain(cell, _STYLES.get(cell, "") if c.kind == "verdict" else "")
+                for cell, c in cells
+            )
+        )
+    return made
+
+
+def render_section(section: Section, console: Console) -> None:
+    """Its tables, and what is said of single rows of them."""
+    several = sum(isinstance(block, Table) for block in section.blocks) > 1
+    for block in section.blocks:
+        if isinstance(block, Table):
+            console.print(plain(block.caption if several else section.title, "bold"))
+            console.print(rich_table(block))
+        elif isinstance(block, Paragraph):
+            console.print(plain(block.text, "dim"))
 
 
 def render_artefact(artefact: Artefact, console: Console) -> None:
     """What `inspect` found: kind and verdict, sizes, layers, recipe, problems."""
     what = {"build": "a build", "pruned": "a model that prunec wrote", "model": "a model"}
     verdict = {True: ", gates passed", False: ", gates failed", None: ""}[artefact.passed]
-    console.print(_text(f"{artefact.folder}: {what[artefact.kind]}{verdict}", "bold"))
+    console.print(plain(f"{artefact.folder}: {what[artefact.kind]}{verdict}", "bold"))
     if weights := artefact.weights:
-        table = Table(show_header=False, box=None)
-        table.add_row("model type", _text(weights.model_type))
+        table = rich.table.Table(show_header=False, box=None)
+        table.add_row("model type", plain(weights.model_type))
         table.add_row("parameters", f"{count(weights.parameters)} ({weights.parameters:,})")
         table.add_row("weight files", f"{size(weights.bytes)} in {weights.files}")
-        table.add_row("dtype", _text(", ".join(weights.dtypes)))
+        table.add_row("dtype", plain(", ".join(weights.dtypes)))
         if weights.layers:
             table.add_row("prunable", f"{count(weights.prunable_parameters)} parameters")
             table.add_row("KV cache", f"{size(weights.kv_bytes_per_token)} per token")
         console.print(table)
         if weights.layers:
             shapes = [layer.as_dict() for layer in weights.layers]
-            console.print(_text(layer_picture(shapes, _dense_layers(artefact))), soft_wrap=True)
+            console.print(plain(layer_bars(shapes, _dense_layers(artefact))), soft_wrap=True)
     if artefact.recipe is not None:
-        console.print(_text("recipe", "bold"))
-        console.print(_text(artefact.recipe.rstrip()), soft_wrap=True)
+        console.print(plain("recipe", "bold"))
+        console.print(plain(artefact.recipe.rstrip()), soft_wrap=True)
     for problem in artefact.problems:
-        console.print(_text("problem", "bold red"), _text(problem), soft_wrap=True)
+        console.print(plain("problem", "bold red"), plain(problem), soft_wrap=True)
 
 
 def _dense_layers(artefact: Artefact) -> Sequence[dict[str, int]]:
@@ -86,13 +126,6 @@ def _dense_layers(artefact: Artefact) -> Sequence[dict[str, int]]:
     ]
 
 
-def _table(first: str, *others: str) -> Table:
-    table = Table(first)
-    for header in others:
-        table.add_column(header, justify="right")
-    return table
-
-
-def _text(text: str, style: str = "") -> Text:
-    # Text, not markup: what a model or a recipe says may hold brackets.
+def plain(text: str, style: str = "") -> Text:
+    """Text as it is: what a model or a recipe says may hold what looks like markup."""
     return Text(printable(text), style=style)

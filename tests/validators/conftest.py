@@ -1,13 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tiny model that the validators' tests measure, for reading and for damaging."""
+"""What the validators' tests share: a tiny model, for reading and for damaging, and a report."""
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from prunec.validators.gates import Gate, judge, judge_exact, judge_parity
+from prunec.validators.measurements import (
+    Estimate,
+    FootprintResult,
+    ParityResult,
+    PerplexityResult,
+    SpeedResult,
+    TaskResult,
+)
+from prunec.validators.results import (
+    CompletionResult,
+    Cost,
+    Divergence,
+    ModelSize,
+    Report,
+    SearchPoint,
+    SearchResult,
+    StepCost,
+)
 
 
 @pytest.fixture
@@ -20,3 +42,105 @@ def saved_llama(tiny_llama: Callable[..., Path]) -> Path:
 def llama(saved_llama: Path, tmp_path: Path) -> Path:
     """A copy of the model folder."""
     return shutil.copytree(saved_llama, tmp_path / "llama")
+
+
+@pytest.fixture(scope="session")
+def full_report() -> Report:
+    """A report that has something in every section, of each verdict one, and hostile texts."""
+    unknown = Estimate.unknown("items")
+    nan = math.nan
+    home = PerplexityResult(
+        11.5,
+        27.715,
+        Estimate(27.715, 27.0, 28.4, 255, "windows"),
+        Estimate(2.41, 2.35, 2.47, 255, "windows"),
+        Estimate(0.8213, 0.8107, 0.8322, 255, "windows"),
+        65_280,
+        "python_stdlib",
+    )
+    prose = PerplexityResult(
+        310.2,
+        884.07,
+        Estimate(884.07, 850.0, 920.0, 64, "windows"),
+        Estimate(2.85, 2.61, 3.11, 64, "windows"),
+        Estimate(1.021, 0.95, 1.09, 64, "windows"),
+        16_320,
+        "a file",
+    )
+    names = TaskResult(
+        "python_names",
+        "hf",
+        "acc",
+        300,
+        0.55,
+        0.27,
+        Estimate(-0.28, -0.34, -0.22, 300, "items"),
+        Estimate(0.491, 0.38, 0.6, 300, "items"),
+        Estimate(0.27, 0.22, 0.32, 300, "items"),
+        0.28,
+    )
+    broken = TaskResult(
+        "broken", "hf", "acc", 0, nan, nan, unknown, unknown, unknown, error="it <raised>"
+    )
+    decode = SpeedResult(
+        "hf",
+        "decode",
+        1,
+        128,
+        64,
+        91.4,
+        131.7,
+        0.0109,
+        0.0076,
+        Estimate(131.7, 130.0, 133.0, 9, "turns", 0.99609375),
+        Estimate(1.44, 1.39, 1.49, 9, "pairs", 0.99609375),
+    )
+    absent = SpeedResult(
+        "vllm", "prefill", 8, 128, 64, nan, nan, nan, nan, unknown, unknown, "no engine"
+    )
+    parity = ParityResult("onnx", 4.4e-05, 1e-3, 96, 96)
+    elsewhere = "elsewhere.prose.max_ratio"
+    return Report(
+        prunec_version="0.1.0",
+        recipe="quick<script>alert(1)</script>",
+        method="tyr",
+        seed=0,
+        dense=ModelSize(6_951_168, 5_898_240, 13_909_512, 4096),
+        pruned=ModelSize(4_002_048, 2_949_120, 8_009_864, 1536),
+        dense_layers=[layer(8, 4, 704)] * 2,
+        layers=[layer(4, 2, 352), layer(0, 0, 48)],
+        cost=Cost(2_000_123, 252.3, 1_500_000_000, (StepCost("gram", 12.0, True),)),
+        gates=(
+            judge_exact("size.hf.max_bytes", "bytes of files", 8_009_864, 9_000_000, "<="),
+            strict(elsewhere, "perplexity ratio on prose", prose.ratio, 3.0),
+            strict("perplexity.max_ratio", "perplexity ratio", home.ratio, 2.0),
+            judge_parity(parity),
+        ),
+        perplexity=home,
+        elsewhere={"prose": prose},
+        tasks=(names, broken),
+        speeds=(decode, absent),
+        footprints=(FootprintResult("hf", 8_800_000, 14_600_000, 61_000_000, None),),
+        parities=(parity, ParityResult("vllm", nan, 1e-3, 0, 0, "vLLM is not installed")),
+        completion=CompletionResult(
+            "def f(", "def f(x):\n    pass", "def f(</pre><script>alert(2)"
+        ),
+        search=SearchResult(
+            Divergence(0.9, 0.6), (SearchPoint(1, 1, 1000, 0.8), SearchPoint(1, 2, 2000, 0.6))
+        ),
+        remote_code=True,
+        artefacts={"hf": "hf"},
+        versions={"torch": "2.13.0"},
+        hardware={"cpu": "a CPU", "cores": "2"},
+        recipe_text="model:\n  source: pytiny # <script>alert(3)</script>\n" + "# long " * 40,
+        command="prunec build quickstart.yaml",
+    )
+
+
+def strict(name: str, what: str, estimate: Estimate, limit: float) -> Gate:
+    return judge(name, what, estimate, limit, "<=", inconclusive_passes=False)
+
+
+def layer(query_heads: int, kv_heads: int, ffn: int) -> dict[str, Any]:
+    shape = {"query_heads": query_heads, "kv_heads": kv_heads, "head_dim": 32, "ffn": ffn}
+    return shape | {"attention": kv_heads > 0, "mlp": ffn > 0}

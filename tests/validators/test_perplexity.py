@@ -12,11 +12,11 @@ from transformers import LlamaForCausalLM
 
 from prunec.validators.errors import ValidationError
 from prunec.validators.loading import open_model
+from prunec.validators.measurements import Estimate
 from prunec.validators.perplexity import (
     Perplexity,
+    compare_texts,
     measure_perplexity,
-    perplexity,
-    ratio_interval,
 )
 
 
@@ -41,7 +41,7 @@ def test_it_is_the_float64_perplexity_of_the_logits(
             losses.append(math.log(total) + peak - scores[position][following])
         expected.append(sum(losses) / len(losses))
 
-    measured = perplexity(saved_llama, windows, dtype)
+    measured = measure_perplexity(open_model(saved_llama, dtype), windows)
 
     assert measured.tokens == 5 * 11
     assert measured.window_losses == pytest.approx(expected, rel=1e-5)
@@ -64,7 +64,7 @@ def test_nan_weights_give_a_nan_perplexity(llama: Path, windows: torch.Tensor) -
     tensors = load_file(llama / "model.safetensors")
     tensors["model.norm.weight"][0] = math.nan
     save_file(tensors, llama / "model.safetensors", metadata={"format": "pt"})
-    measured = perplexity(llama, windows, torch.float32)
+    measured = measure_perplexity(open_model(llama, torch.float32), windows)
     assert math.isnan(measured.value)
     assert not measured.finite
 
@@ -73,7 +73,7 @@ def test_a_loss_too_large_for_exp_is_infinite_and_flagged(llama: Path) -> None:
     tensors = load_file(llama / "model.safetensors")
     tensors["model.norm.weight"] *= 1e6
     save_file(tensors, llama / "model.safetensors", metadata={"format": "pt"})
-    measured = perplexity(llama, torch.arange(12).reshape(1, 12), torch.float32)
+    measured = measure_perplexity(open_model(llama, torch.float32), torch.arange(12).reshape(1, 12))
     assert measured.loss > 1000
     assert measured.value == math.inf
     assert not measured.finite
@@ -91,7 +91,7 @@ def test_windows_that_cannot_be_measured_are_refused(
     saved_llama: Path, ids: torch.Tensor, complaint: str
 ) -> None:
     with pytest.raises(ValidationError, match=complaint):
-        perplexity(saved_llama, ids, torch.float32)
+        measure_perplexity(open_model(saved_llama, torch.float32), ids)
 
 
 def test_a_folder_without_one_of_its_tensors_does_not_open(llama: Path) -> None:
@@ -135,36 +135,48 @@ def measured(*losses: float) -> Perplexity:
     return Perplexity(math.exp(mean), mean, 11 * len(losses), losses)
 
 
+def ratio_of(dense: Perplexity, pruned: Perplexity) -> Estimate:
+    return compare_texts(dense, pruned, [0.0] * len(pruned.window_losses))[0]
+
+
 def test_identical_models_have_a_ratio_of_exactly_one() -> None:
     one = measured(2.5, 3.1, 2.9)
-    ratio = ratio_interval(one, one)
+    ratio, divergence = compare_texts(one, one, (0.0, 0.0, 0.0))
     assert (ratio.value, ratio.low, ratio.high) == (1.0, 1.0, 1.0)
+    assert (divergence.value, divergence.low, divergence.high) == (0.0, 0.0, 0.0)
+    assert (ratio.count, ratio.unit) == (divergence.count, divergence.unit) == (3, "windows")
 
 
 def test_a_constant_difference_leaves_no_doubt_however_much_windows_differ() -> None:
-    ratio = ratio_interval(measured(1, 5, 9), measured(1.5, 5.5, 9.5))
+    ratio = ratio_of(measured(1, 5, 9), measured(1.5, 5.5, 9.5))
     assert (ratio.low, ratio.high) == pytest.approx((math.exp(0.5),) * 2)
 
 
-def test_the_interval_is_the_normal_one_on_many_windows_and_repeats_with_its_seed() -> None:
+def test_the_intervals_are_the_normal_ones_on_many_windows_and_repeat() -> None:
     differences = torch.randn(400, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     dense, pruned = measured(*[3.0] * 400), measured(*(3.0 + differences).tolist())
-    ratio = ratio_interval(dense, pruned, seed=7)
+    ratio, divergence = compare_texts(dense, pruned, differences.exp().tolist())
     half = 1.96 * differences.std().item() / 20
     mean = differences.mean().item()
     assert ratio.value == pytest.approx(pruned.value / dense.value)
     assert math.log(ratio.low) == pytest.approx(mean - half, abs=0.015)
     assert math.log(ratio.high) == pytest.approx(mean + half, abs=0.015)
-    assert ratio == ratio_interval(dense, pruned, seed=7)
-    assert ratio != ratio_interval(dense, pruned, seed=8)
+    assert divergence.value == pytest.approx(differences.exp().mean().item())
+    half = 1.96 * differences.exp().std().item() / 20
+    assert divergence.high - divergence.low == pytest.approx(2 * half, rel=0.1)
+    assert ratio == ratio_of(dense, pruned)
 
 
 def test_one_window_or_a_nan_gives_no_interval() -> None:
-    assert math.isnan(ratio_interval(measured(2.0), measured(2.5)).low)
-    ratio = ratio_interval(measured(2.0, 2.0), measured(2.5, math.nan))
+    assert math.isnan(ratio_of(measured(2.0), measured(2.5)).low)
+    ratio = ratio_of(measured(2.0, 2.0), measured(2.5, math.nan))
     assert math.isnan(ratio.value) and math.isnan(ratio.low) and math.isnan(ratio.high)
+    _, divergence = compare_texts(measured(2.0, 2.0), measured(2.5, 2.5), (0.1, math.nan))
+    assert math.isnan(divergence.value) and math.isnan(divergence.low)
 
 
-def test_perplexities_of_different_windows_are_not_compared() -> None:
+def test_measurements_of_different_windows_are_not_compared() -> None:
     with pytest.raises(ValidationError, match="22 and 33 tokens"):
-        ratio_interval(measured(1, 2), measured(1, 2, 3))
+        compare_texts(measured(1, 2), measured(1, 2, 3), (0.0, 0.0))
+    with pytest.raises(ValidationError, match="1 divergences and 2 losses"):
+        compare_texts(measured(1, 2), measured(1, 2), (0.0,))

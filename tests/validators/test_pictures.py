@@ -2,18 +2,22 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
+from prunec.validators.measurements import Estimate, PerplexityResult
 from prunec.validators.picture_of_layers import describe_layers, draw_layers
+from prunec.validators.picture_of_scores import describe_texts, draw_tasks, draw_texts
 from prunec.validators.picture_of_search import describe_search, draw_search
-from prunec.validators.pictures import pictures_of
+from prunec.validators.pictures import COLUMN, PHONE, pictures_of
 from prunec.validators.report import (
     Cost,
     Divergence,
@@ -22,6 +26,7 @@ from prunec.validators.report import (
     SearchPoint,
     SearchResult,
 )
+from prunec.validators.themes import DARK, LIGHT, Theme
 
 SEARCH = SearchResult(
     Divergence(0.9, 0.5),
@@ -48,7 +53,7 @@ def report_of(
     return Report("0", "r", "tyr", 0, size, size, dense, layers, Cost(1, 1.0, 1), search=search)
 
 
-def texts(svg: bytes) -> list[str]:
+def texts_in(svg: bytes) -> list[str]:
     """What an SVG says, as text."""
     root = ET.fromstring(svg)
     return [
@@ -61,7 +66,7 @@ def test_the_distribution_names_its_layers_and_what_they_keep(count: int, number
     layers, dense = [layer(4, 2, 352), *[layer(8, 4, 1000)] * (count - 1)], [layer(8, 4, 1000)]
     [picture] = pictures_of(report_of(layers, dense * count))  # there was no search
     files = picture.files()
-    said = texts(files["layers.svg"])
+    said = texts_in(files["layers.svg"])
     assert f"query heads: {8 * count - 4:,} of {8 * count:,}" in said
     assert f"KV heads: {4 * count - 2:,} of {4 * count:,}" in said
     assert f"FFN width: {1000 * count - 648:,} of {1000 * count:,}" in said
@@ -95,7 +100,7 @@ def test_the_curve_is_what_was_measured_and_breaks_between_rounds() -> None:
 
 def test_the_curve_says_units_rounds_and_both_ends() -> None:
     [_, picture] = pictures_of(report_of([layer(1, 1, 1)], [layer(1, 1, 1)], SEARCH))
-    said = texts(picture.files()["search.svg"])
+    said = texts_in(picture.files()["search.svg"])
     for text in ("round 1", "round 2", "token-forwards spent", "uniform layout 0.9000", "0.5000"):
         assert text in said
     assert any("nats per token" in text for text in said)
@@ -123,6 +128,83 @@ def test_the_same_report_gives_the_same_bytes_whatever_matplotlib_was_told() -> 
     with matplotlib.rc_context({"font.size": 20, "svg.hashsalt": None, "axes.facecolor": "red"}):
         assert files() == first
     assert len(first) == 4
+
+
+def text(ratio: float, low: float, high: float) -> PerplexityResult:
+    estimate = Estimate(ratio, low, high, 64, "windows")
+    return PerplexityResult(10.0, 10 * ratio, estimate, estimate, estimate, 640, "a file")
+
+
+def test_bars_begin_at_what_the_dense_model_has() -> None:
+    figure = draw_texts([("home", text(1.5, 1.4, 1.6)), ("broken", text(*[math.nan] * 3))])
+    ratios, divergences = figure.axes
+    for panel, start in ((ratios, 1.0), (divergences, 0.0)):
+        [bar] = cast("list[Rectangle]", panel.patches)
+        assert (bar.get_x(), bar.get_x() + bar.get_width()) == (start, 1.5)
+        whiskers = [np.asarray(line.get_xdata()).tolist() for line in panel.lines]
+        assert [1.4, 1.6] in whiskers
+        assert "not measured" in [said.get_text() for said in panel.texts]
+
+
+def test_ratios_far_apart_share_a_logarithmic_axis() -> None:
+    texts = [("near", text(1.1, 1.0, 1.2)), ("far", text(40.0, 38.0, 42.0))]
+    assert [panel.get_xscale() for panel in draw_texts(texts).axes] == ["log", "linear"]
+    assert describe_texts(texts).count("40.000 (38.000 … 42.000)") == 2
+
+
+def test_a_task_shows_both_scores_the_floor_and_the_paired_difference(full_report: Report) -> None:
+    [panel] = draw_tasks(full_report.tasks).axes
+    widths = [bar.get_width() for bar in cast("list[Rectangle]", panel.patches)]
+    assert widths == [0.55, 0.27]
+    lines = [np.asarray(line.get_xdata()).tolist() for line in panel.lines]
+    assert [0.28, 0.28] in lines
+    assert any(np.allclose(line, [0.55 - 0.34, 0.55 - 0.22]) for line in lines if len(line) == 2)
+
+
+def test_names_are_no_mathematics_and_long_ones_are_cut(full_report: Report) -> None:
+    texts = {r"$\frac{a}{$": text(1.5, 1.4, 1.6), "a word " * 9: text(1.5, 1.4, 1.6)}
+    report = replace(full_report, elsewhere=texts)
+    [picture] = [picture for picture in pictures_of(report) if picture.name == "texts"]
+    said = texts_in(picture.files()["texts.svg"])
+    assert r"$\frac{a}{$" in said
+    assert ("a word a word a word a" in said) and ("word a word a word a…" in said)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_pictures_for_a_page_have_its_font_its_theme_and_no_panel(
+    theme: Theme, full_report: Report
+) -> None:
+    for picture in pictures_of(full_report):
+        for width in (COLUMN, PHONE):
+            svg = picture.svg(theme, width, "a, 'b c', serif")
+            root = ET.fromstring(svg)
+            assert root.get("width") == f"{72 * width:g}pt"
+            assert b"DejaVu" not in svg and b"'b c'" in svg
+            assert theme.ink.encode() in svg
+            backgrounds = re.findall(rb'id="patch_1">\s*<path [^>]*style="([^"]*)"', svg)
+            assert all(b"fill: none" in background for background in backgrounds)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_colours_stand_out_from_what_they_lie_on(theme: Theme) -> None:
+    for on in (theme.paper, theme.removed, theme.band):
+        assert contrast(theme.ink, on) >= 4.5
+    assert min(contrast(theme.quiet, on) for on in (theme.paper, theme.band)) >= 4.5
+    for hue in (theme.blue, theme.green, theme.orange, theme.axis):
+        assert contrast(hue, theme.paper) >= 3
+    assert min(contrast(theme.on_hue, hue) for hue in (theme.blue, theme.green)) >= 4.5
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG 2's contrast ratio of two colours."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(first), luminance(second)))
+    return (light + 0.05) / (dark + 0.05)
 
 
 def test_matplotlib_waits_until_something_is_drawn() -> None:

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from prunec.validators.gates import judge_max_ratio
+from prunec.validators.gates import Gate, judge
+from prunec.validators.markdown import markdown
+from prunec.validators.measurements import Estimate, PerplexityResult
 from prunec.validators.pictures import PICTURE_FILES
 from prunec.validators.report import (
     CompletionResult,
     Cost,
     Divergence,
     ModelSize,
-    PerplexityResult,
     Report,
     SearchPoint,
     SearchResult,
@@ -29,11 +30,32 @@ from prunec.validators.report import (
     render_table,
     write_report,
 )
+from prunec.validators.verdicts import verdict
 
 
 def layer(query_heads: int, kv_heads: int, ffn: int) -> dict[str, Any]:
     shape = {"query_heads": query_heads, "kv_heads": kv_heads, "head_dim": 32, "ffn": ffn}
     return shape | {"attention": kv_heads > 0, "mlp": ffn > 0}
+
+
+def perplexity(pruned: float, ratio: float, low: float, high: float) -> PerplexityResult:
+    return PerplexityResult(
+        11.5,
+        pruned,
+        Estimate(pruned, 27.0, 28.4, 255, "windows"),
+        Estimate(ratio, low, high, 255, "windows"),
+        Estimate(0.8213, 0.8107, 0.8322, 255, "windows"),
+        65_280,
+        "python_stdlib",
+    )
+
+
+def gate(found: PerplexityResult, limit: float = 3.0) -> Gate:
+    name, what = "perplexity.max_ratio", "perplexity ratio"
+    return judge(name, what, found.ratio, limit, "<=", inconclusive_passes=False)
+
+
+FOUND = perplexity(27.715, 2.41, 2.35, 2.47)
 
 
 @pytest.fixture
@@ -53,8 +75,8 @@ def report() -> Report:
             1_500_000_000,
             (StepCost("gram", 12.0, True), StepCost("search", 240.3, False)),
         ),
-        gates=(judge_max_ratio(2.41, 3.0),),
-        perplexity=PerplexityResult(11.5, 27.715, 2.41, (2.35, 2.47), 65_280, "python_stdlib"),
+        gates=(gate(FOUND),),
+        perplexity=FOUND,
         completion=CompletionResult("def f(", "def f(x):\n    pass", "def f(``` |"),
         search=SearchResult(
             Divergence(0.9, 0.6),
@@ -86,11 +108,19 @@ def test_report_json_holds_what_users_are_promised(report: Report, tmp_path: Pat
         "kv_bytes_per_token": 4096,
     }
     assert content["pruned"]["sparsity"] == 0.5
-    assert content["perplexity"] == {
+    assert content["perplexity"] | {"pruned_estimate": None, "divergence": None} == {
         "dense": 11.5,
         "pruned": 27.715,
-        "ratio": 2.41,
-        "ratio_interval": [2.35, 2.47],
+        "pruned_estimate": None,
+        "ratio": {
+            "value": 2.41,
+            "low": 2.35,
+            "high": 2.47,
+            "count": 255,
+            "unit": "windows",
+            "level": 0.95,
+        },
+        "divergence": None,
         "tokens": 65_280,
         "source": "python_stdlib",
     }
@@ -110,32 +140,32 @@ def test_report_json_holds_what_users_are_promised(report: Report, tmp_path: Pat
 def test_what_is_not_finite_is_null_in_json_and_said_in_words(
     report: Report, tmp_path: Path
 ) -> None:
-    broken = PerplexityResult(11.5, math.nan, math.nan, (math.nan, math.nan), 10, "text")
-    report = replace(report, perplexity=broken, gates=(judge_max_ratio(math.nan, 3.0),))
+    broken = perplexity(math.nan, math.nan, math.nan, math.nan)
+    report = replace(report, perplexity=broken, gates=(gate(broken),))
     write_report(report, tmp_path)
     content = read(tmp_path)
     assert content["passed"] is False
     assert content["perplexity"]["pruned"] is None
-    assert content["perplexity"]["ratio_interval"] == [None, None]
+    assert content["perplexity"]["ratio"]["low"] is None
     text = (tmp_path / "report.md").read_text("utf-8")
     assert text.startswith("# Failed: quickstart")
     assert "| perplexity | 11.50 | not finite | not finite |" in text
-    assert "perplexity ratio is nan; it must be within 3.0" in text
+    assert "perplexity ratio was not measured" in text
 
 
-def test_report_md_gives_the_verdict_first_then_the_numbers(report: Report, tmp_path: Path) -> None:
-    write_report(report, tmp_path)
-    text = (tmp_path / "report.md").read_text("utf-8")
+def test_report_md_gives_the_verdict_first_then_the_numbers(report: Report) -> None:
+    text = markdown(report)
     lines = text.splitlines()
     assert lines[0] == "# Passed: quickstart, 50.0 % of the prunable parameters removed"
-    assert lines[2] == "- perplexity ratio 2.41 is within 3.0"
+    assert lines[2] == "The gate passed."
+    assert lines[4] == "- perplexity ratio 2.41 (95 %: 2.35 … 2.47) is within 3.0"
     for row in (
         "| parameters | 6.95 M | 4.00 M | 0.576 |",
         "| prunable parameters | 5.90 M | 2.95 M | 0.500 |",
         "| weight files | 13.3 MiB | 7.64 MiB | 0.576 |",
         "| KV cache per token | 4.00 KiB | 1.50 KiB | 0.375 |",
         "| perplexity | 11.50 | 27.71 | 2.410 |",
-        "| `perplexity.max_ratio` | 2.4100 | <= 3.0 | passed |",
+        "| `perplexity.max_ratio` | 2.4100 | 2.3500 … 2.4700 | ≤ 3.0 | passed |",
         "| 0 | 2 | 2,000 | 0.6000 |",
         "| gram | 12.0 s | reused |",
     ):
@@ -147,27 +177,37 @@ def test_report_md_gives_the_verdict_first_then_the_numbers(report: Report, tmp_
     )
 
 
-def test_the_layer_picture_shows_shares_of_the_dense_model(report: Report, tmp_path: Path) -> None:
-    write_report(replace(report, layers=[layer(4, 2, 352), layer(0, 0, 2)]), tmp_path)
-    lines = (tmp_path / "report.md").read_text("utf-8").splitlines()
+def test_the_layer_picture_shows_shares_of_the_dense_model(report: Report) -> None:
+    report = replace(report, layers=[layer(4, 2, 352), layer(0, 0, 2)])
+    lines = markdown(report).splitlines()
     first, second = lines[lines.index("```") + 2 :][:2]
     half, none, trace = "█" * 8 + "·" * 8, "·" * 16, "▏" + "·" * 15
     assert first == f"    0  {half} 4/8  {half} 2/4  {half} 352/704"
     assert second == f"    1  {none} 0/8  {none} 0/4  {trace}   2/704"
 
 
-def test_a_completion_cannot_end_its_code_block(report: Report, tmp_path: Path) -> None:
-    write_report(report, tmp_path)
-    assert "````\ndef f(``` |\n````\n" in (tmp_path / "report.md").read_text("utf-8")
+def test_a_completion_cannot_end_its_code_block(report: Report) -> None:
+    assert "````\ndef f(``` |\n````\n" in markdown(report)
 
 
 def test_a_report_without_the_optional_parts_is_whole(report: Report, tmp_path: Path) -> None:
-    bare = replace(report, gates=(), perplexity=None, completion=None, search=None, artefacts={})
+    bare = replace(
+        report,
+        gates=(),
+        layers=[],
+        dense_layers=[],
+        perplexity=None,
+        completion=None,
+        search=None,
+        artefacts={},
+    )
     write_report(bare, tmp_path)
     content = read(tmp_path)
     assert content["passed"] is True
     assert content["perplexity"] is content["completion"] is content["search"] is None
-    assert "Perplexity was not measured." in (tmp_path / "report.md").read_text("utf-8")
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert text.startswith("# Measured: quickstart")  # nothing was judged
+    assert "Perplexity was not measured." in text
 
 
 def test_a_rewritten_report_replaces_all_files_and_leaves_nothing_else(
@@ -177,14 +217,13 @@ def test_a_rewritten_report_replaces_all_files_and_leaves_nothing_else(
     write_report(report, tmp_path)
     write_report(replace(report, recipe="second"), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "report.json",
-        "report.md",
-        *PICTURE_FILES,
+        *("report.json", "report.md", "report.html", "junit.xml"),
+        *(name for name in PICTURE_FILES if not name.startswith(("tasks", "speed"))),
     }
     assert read(tmp_path)["recipe"] == "second"
     write_report(replace(report, search=None), tmp_path)
-    left = {"report.json", "report.md", "layers.png", "layers.svg"}
-    assert {path.name for path in tmp_path.iterdir()} == left
+    left = {path.stem for path in tmp_path.iterdir()}
+    assert left == {"report", "junit", "layers", "texts"}
 
 
 def test_an_unchanged_file_is_not_written_again(report: Report, tmp_path: Path) -> None:
@@ -205,21 +244,20 @@ def test_report_md_shows_the_pictures_and_says_them_in_words(
         assert all((tmp_path / link).is_file() for link in links)
 
 
-def test_the_surrogate_of_each_round_is_judged(report: Report, tmp_path: Path) -> None:
+def test_the_surrogate_of_each_round_is_judged(report: Report) -> None:
     search = SearchResult(
         Divergence(0.9, 0.5),
         (SearchPoint(1, 3, 1000, 0.6), SearchPoint(2, 1, 2000, 0.55), SearchPoint(3, 1, 3000, 0.5)),
         (SurrogateResult(1, 0.912, 24), SurrogateResult(2, None, 8, "all probes measured alike")),
     )
     report = replace(report, search=search)
-    write_report(report, tmp_path)
-    lines = (tmp_path / "report.md").read_text("utf-8").splitlines()
+    lines = markdown(report).splitlines()
     assert "| 1 | 3 | 1,000 | 0.6000 | 24 | 0.91 |" in lines
     assert "| 2 | 1 | 2,000 | 0.5500 | 8 | not measured |" in lines
     assert "| 3 | 1 | 3,000 | 0.5000 |  |  |" in lines
     fallback = "Round 2 went on without its surrogate: all probes measured alike."
     assert fallback in lines
-    assert read(tmp_path)["search"]["surrogates"][1]["fell_back"] == "all probes measured alike"
+    assert report.as_dict()["search"]["surrogates"][1]["fell_back"] == "all probes measured alike"
     console = Console(file=io.StringIO(), width=100, color_system=None)
     render_table(report, console)
     assert fallback in console.file.getvalue()  # type: ignore[attr-defined]
@@ -247,7 +285,54 @@ def test_the_terminal_shows_both_models_the_gate_and_the_place(
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for text in ("6.95 M", "4.00 M", "0.576", "13.3 MiB", "4.00 KiB", "11.50", "27.71", "2.410"):
         assert text in shown
-    assert "passed perplexity ratio 2.41 is within 3.0" in shown
+    assert "passed perplexity ratio 2.41 (95 %: 2.35 … 2.47) is within 3.0" in shown
     assert str(tmp_path / "hf") in shown
     assert "a[bold]b" in shown  # a model's text is no markup
     assert "\x1b" not in shown  # and no terminal command
+
+
+def test_every_measurement_is_in_the_markdown_with_how_sure_it_is(full_report: Report) -> None:
+    lines = markdown(full_report).splitlines()
+    assert lines[0].startswith("# Failed: quick\\<script>")
+    assert "Of 4 gates, 2 passed, 1 failed, 1 inconclusive." in lines[2]
+    for row in (
+        "| python_stdlib | 65,280 | 11.50 | 27.71 | 2.410 | 2.350 … 2.470 "
+        "| 0.8213 | 0.8107 … 0.8322 |",
+        "| prose (a file) | 16,320 | 310.20 | 884.07 | 2.850 | 2.610 … 3.110 "
+        "| 1.0210 | 0.9500 … 1.0900 |",
+        "| python_names | 0.550 | 0.270 | −0.280 | −0.340 … −0.220 | 0.491 | 0.380 … 0.600 "
+        "| 0.280 |",
+        "| broken | – | – | – | – | – | – |  |",
+        "In all rows: backend hf, metric acc, items 300.",
+        "python_names (hf): the pruned model scores no better than one answer given always.",
+        "broken (hf) was not measured: it \\<raised>.",
+        "| hf | 1 | 91.4 | 132 | 1.440 | 1.390 … 1.490 | 10.9 ms | 7.6 ms |",
+        "vllm, prefill, batch 8 was not measured: no engine.",
+        "| hf | 13.9 MiB | 8.39 MiB | 0.603 | – | 58.2 MiB | – |",
+        "| onnx | 4.4e-05 | 0.001 | 96 of 96 | same |",
+        "| vllm | – | 0.001 | – | **not compared** |",
+        "| cores | 2 |",
+        "prunec build quickstart.yaml",
+    ):
+        assert row in lines
+    [_, head] = [line for line in lines if line.startswith("| runtime | batch | dense, tokens/s")]
+    assert "99.6 % interval" in head  # that of these pairs, not a wish
+
+
+def test_a_gate_that_settles_nothing_is_said_to_be_inconclusive(full_report: Report) -> None:
+    open_gate = full_report.gates[1]
+    assert verdict(replace(full_report, gates=(open_gate,))) == "inconclusive"
+    lenient = replace(full_report, gates=(replace(open_gate, passed=True),))
+    assert verdict(lenient) == "passed"
+    assert "The recipe lets inconclusive gates pass." in markdown(lenient)
+    assert "- **inconclusive**: perplexity ratio on prose" in markdown(lenient)
+
+
+def test_the_terminal_shows_what_was_measured_on_80_columns(full_report: Report) -> None:
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    render_table(full_report, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for text in ("prose (a file)", "2.850", "python_names", "−0.280", "1.440", "58.2 MiB", "same"):
+        assert text in shown
+    assert "inconclusive perplexity ratio on prose" in shown
+    assert max(map(len, shown.splitlines())) <= 80
