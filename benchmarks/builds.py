@@ -63,7 +63,7 @@ def build(
             f"{' '.join(command)}\nended with exit code {process.returncode}:\n{told}"
         )
     report: dict[str, Any] = json.loads(said)
-    if report["perplexity"] is None or report["perplexity"]["ratio"] is None:
+    if report["perplexity"] is None or report["perplexity"]["ratio"]["value"] is None:
         raise BuildFailedError(f"{output}: no finite perplexity was measured")
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Build(report, peak, usage.ru_utime + usage.ru_stime)

@@ -26,12 +26,12 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx_attention import WAYS
+from random_llama import HALF, llama
 from torch import Tensor
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig
 
-from prunec.compiler.model.facts import Facts, facts_from_config
+from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import (
-    LayerSpec,
     Layout,
     dense_layout,
     tensor_shapes,
@@ -42,23 +42,7 @@ from prunec.exporters.onnx_graph import trace
 from prunec.exporters.onnx_rules import BITS, Precision
 from prunec.exporters.onnx_weights import GRAPH, write_model
 
-HALF = LayerSpec(query_heads=6, kv_heads=2, head_dim=64, ffn=1024)
 WARM_UP = 2
-
-
-def llama(layers: int) -> Facts:
-    """12 query heads on 4 KV heads, hidden size 768: 101 million parameters in 12 layers."""
-    config = LlamaConfig(
-        vocab_size=16384,
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=layers,
-        num_attention_heads=12,
-        num_key_value_heads=4,
-        head_dim=64,
-        max_position_embeddings=4096,
-    )
-    return facts_from_config(config.to_dict())
 
 
 def write(folder: Path, facts: Facts, layout: Layout, precision: Precision) -> None:

@@ -155,7 +155,7 @@ def measure(case: Case, work: Path, threads: int, jobs: int) -> Result:
         settings=case.settings,
         dense_perplexity=report["perplexity"]["dense"],
         perplexity=report["perplexity"]["pruned"],
-        excess_loss=math.log(report["perplexity"]["ratio"]),
+        excess_loss=math.log(report["perplexity"]["ratio"]["value"]),
         evaluation_divergence=divergence(case.model, output, threads),
         search_divergence=_finite(search["divergence"]["winner"]),
         measured_sparsity=report["pruned"]["sparsity"],

@@ -5,19 +5,24 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from prunec.compiler.diagnostics import BuildError, Diagnostic, RecipeProblemError, UserError
+from prunec.compiler.annotations import github_annotations
+from prunec.compiler.diagnostics import BuildError, Diagnostic, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from prunec.compiler.planned import Planned
 
 
 app = typer.Typer(
@@ -60,60 +65,135 @@ def build(
     ] = False,
 ) -> None:
     """Make the model smaller, write it, judge it. Exit code 1 if a gate fails."""
-    from prunec.compiler.recipe_file import load_recipe
+    from prunec.compiler.planned import plan_recipe
+    from prunec.compiler.subject import subject_for_build
 
     path = find_recipe(recipe)
-    loaded = load_recipe(path, set_ or ())
+    planned = plan_recipe(path, set_ or (), subject_for_build)
+    destination = output or Path("build") / path.stem
+    command = shlex.join(["prunec", "build", str(recipe), *_options(set_)])
+    _carry_out(planned, path.stem, command, destination, as_json=as_json, fresh=fresh)
+
+
+@app.command()
+def validate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A build, or a model folder.")],
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="Whose `validate` says what is measured.  [default: perplexity and size, no gate]",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="The dense model.  [default: the recipe's model.source]"
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where results go.  [default: build/validate-<folder>]"),
+    ] = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ignore the results of earlier runs.")
+    ] = False,
+) -> None:
+    """Judge any checkpoint beside its dense model. Exit code 1 if a gate fails."""
+    from prunec.compiler import validate_command
+    from prunec.compiler.planned import plan_recipe
+    from prunec.compiler.subject import subject_for_build
+
+    given = validate_command.find(folder)
+    destination = output or Path("build") / f"validate-{folder.resolve().name}"
+    if recipe:
+        path = find_recipe(recipe)
+    else:
+        path = validate_command.write_default_recipe(given, against, destination)
+    overrides = [*validate_command.overrides_of(against), *(set_ or [])]
+    planned = plan_recipe(
+        path, overrides, subject_for_build, partial(validate_command.make_plan, given=given)
+    )
+    options = [*(["--recipe", str(recipe)] if recipe else []), *_options(set_)]
+    options += ["--against", against] if against else []
+    command = shlex.join(["prunec", "validate", str(folder), *options])
+    _carry_out(planned, folder.resolve().name, command, destination, as_json=as_json, fresh=fresh)
+
+
+@app.command()
+def sweep(
+    recipe: RecipeArgument,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE,…", help="What varies: target.sparsity=0.25,0.375,0.5."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where results go.  [default: build/sweep-<recipe name>]"),
+    ] = None,
+    only_plan: Annotated[
+        bool, typer.Option("--plan", help="Show what would be built, and what is shared.")
+    ] = False,
+    as_json: JsonOption = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ignore the results of earlier sweeps.")
+    ] = False,
+) -> None:
+    """Build a recipe over a grid of settings; exit code 1 if no point passes its gates."""
+    from prunec.compiler.subject import subject_for_build, subject_for_plan
+    from prunec.compiler.sweep_command import plan_points
+
+    def say(text: str) -> None:
+        _stderr().print(text, highlight=False, markup=False, soft_wrap=True)
+
+    path = find_recipe(recipe)
+    find = subject_for_plan if only_plan else subject_for_build
+    points = plan_points(path, set_ or [], find, say)
+    if only_plan:
+        from prunec.compiler.sweep_plan import SweepPlan, render_sweep_plan
+
+        planned = SweepPlan(tuple(points))
+        if as_json:
+            _print_json(planned.as_dict())
+        else:
+            render_sweep_plan(planned, _stdout())
+        return
 
     with _leaving_at_once():
-        from prunec.compiler.driver import build as run_build
-        from prunec.compiler.planner import make_plan
         from prunec.compiler.progress import Narrator
-        from prunec.compiler.steps.context import Context
-        from prunec.compiler.store import Store
-        from prunec.compiler.subject import subject_for_build
-        from prunec.validators.tables import render_table
+        from prunec.compiler.sweep_builds import build_points
+        from prunec.validators.sweep_report import render_sweep
 
-    with _placed(path, set_ or []):
-        subject = subject_for_build(loaded.model)
-        plan = make_plan(loaded, subject, path.parent)
-    assert subject.folder is not None  # a build has a checkpoint
-    destination = output or Path("build") / path.stem
-    context = Context(
-        recipe=loaded,
-        recipe_text=_effective_text(path, set_ or []),
-        base=path.parent,
-        folder=subject.folder,
-        output=destination,
-        subject=subject,
-        plan=plan,
-        store=Store(destination / ".store"),
+    destination = output or Path("build") / f"sweep-{path.stem}"
+    command = shlex.join(["prunec", "sweep", str(recipe), *_options(set_)])
+    result = build_points(
+        points, str(recipe), command, destination, Narrator(_stderr()), fresh=fresh
     )
-    report = run_build(context, path.stem, Narrator(_stderr()), fresh=fresh)
     if as_json:
-        _print_json(report.as_dict())
+        _print_json(result.as_dict())
     else:
-        render_table(report, _stdout(), destination)
-    raise typer.Exit(0 if report.passed else 1)
+        render_sweep(result, _stdout(), destination)
+    if len(result.reports) < len(result.points):
+        raise typer.Exit(BuildError.exit_code)
+    raise typer.Exit(0 if any(report.passed for report in result.reports) else 1)
 
 
 @app.command()
 def plan(recipe: RecipeArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
     """Show what a build would do and cost, without reading a weight."""
     from prunec.compiler.plan_table import render_plan
-    from prunec.compiler.planner import make_plan
-    from prunec.compiler.recipe_file import load_recipe
+    from prunec.compiler.planned import plan_recipe
     from prunec.compiler.subject import subject_for_plan
 
-    path = find_recipe(recipe)
-    loaded = load_recipe(path, set_ or ())
-    with _placed(path, set_ or []):
-        subject = subject_for_plan(loaded.model)
-        made = make_plan(loaded, subject, path.parent)
+    planned = plan_recipe(find_recipe(recipe), set_ or (), subject_for_plan)
     if as_json:
-        _print_json(made.as_dict())
+        _print_json(planned.plan.as_dict())
     else:
-        render_plan(loaded, subject, made, _stdout())
+        render_plan(planned.recipe, planned.subject, planned.plan, _stdout())
 
 
 @app.command()
@@ -149,12 +229,13 @@ def profile(
 
     with _leaving_at_once():
         from prunec.compiler.latency_table import render_latency
+        from prunec.compiler.planned import placed
         from prunec.compiler.profiler import find_device
         from prunec.compiler.profiler import profile as measure
         from prunec.compiler.progress import Narrator
         from prunec.compiler.subject import subject_for_plan
 
-    with _placed(path, []):
+    with placed(path):
         facts = subject_for_plan(asked.model).facts
     destination = output or asked.output
     if not destination.absolute().parent.is_dir():
@@ -201,6 +282,29 @@ def inspect(
 
 
 @app.command()
+def compare(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Builds, results of validate, model folders."),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Show artefacts side by side, and say where their numbers are not comparable."""
+    from prunec.validators.comparison import compare as side_by_side
+    from prunec.validators.comparison import render_comparison
+    from prunec.validators.errors import ValidationError
+
+    try:
+        comparison = side_by_side(folders)
+    except ValidationError as error:
+        raise UserError(Diagnostic(error.message, hint=error.hint)) from None
+    if as_json:
+        _print_json(comparison.as_dict())
+    else:
+        render_comparison(comparison, _stdout())
+
+
+@app.command()
 def serve(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A build, or an artefact.")],
     extra: Annotated[
@@ -214,8 +318,6 @@ def serve(
     ] = None,
 ) -> None:
     """Print the command with which vLLM serves an artefact, or run it."""
-    import shlex
-
     from prunec.compiler import serve_command
 
     command = serve_command.command_for(folder, port=port, dtype=dtype, extra=extra or [])
@@ -262,6 +364,8 @@ def main() -> None:
         app(standalone_mode=True)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
+        # Read by the runner from either stream; standard output is for data.
+        sys.stderr.write(github_annotations(error.diagnostics))
         sys.exit(UserError.exit_code)
     except BuildError as error:
         sys.stderr.write(f"{error}\n")
@@ -290,24 +394,30 @@ def _leaving_at_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-@contextmanager
-def _placed(path: Path, overrides: list[str]) -> Iterator[None]:
-    """Gives mistakes that planning finds in a recipe their place in it."""
-    from prunec.compiler.recipe_file import place_of
+def _carry_out(
+    planned: Planned, name: str, command: str, output: Path, *, as_json: bool, fresh: bool
+) -> NoReturn:
+    """Run a plan, show its report and leave with the exit code of its gates."""
+    with _leaving_at_once():
+        from prunec.compiler import build_command
+        from prunec.compiler.progress import Narrator
+        from prunec.compiler.store import Store
+        from prunec.validators.tables import render_table
 
-    try:
-        yield
-    except RecipeProblemError as error:
-        where = place_of(path, overrides, error.key) if path.is_file() else None
-        raise UserError(Diagnostic(error.message, where, error.hint)) from None
+    build_command.check(planned, Store(output / ".store"))
+    narrator = Narrator(_stderr())
+    report = build_command.run(planned, name, command, output, narrator, fresh=fresh)
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        render_table(report, _stdout(), output)
+    raise typer.Exit(0 if report.passed else 1)
 
 
-def _effective_text(path: Path, overrides: list[str]) -> str:
-    """The recipe as it was written, with the overrides that were given as comments."""
-    text = path.read_text(encoding="utf-8")
-    if not overrides:
-        return text
-    return "".join(f"# --set {override}\n" for override in overrides) + text
+def _options(overrides: list[str] | None) -> Iterator[str]:
+    """Overrides as they stand on a command line."""
+    for override in overrides or ():
+        yield from ("--set", override)
 
 
 def _first_sentence(path: Path) -> str:

@@ -12,7 +12,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,65 +20,62 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from prunec.compiler.artefacts import (
+from prunec.compiler.calibration.sources import SourceError
+from prunec.compiler.diagnostics import BuildError
+from prunec.compiler.measured import FinishedStep
+from prunec.compiler.model.errors import ModelError
+from prunec.compiler.plan import Step
+from prunec.compiler.progress import Narrator
+from prunec.compiler.reporting import report_of
+from prunec.compiler.steps import RUNNERS
+from prunec.compiler.steps.context import Context, Summary
+from prunec.compiler.steps.export import (
     describe_source,
     export_is_intact,
     folder_digests,
     old_folder,
     partial_folder,
-    run_export,
-    run_measure,
 )
-from prunec.compiler.calibration.sources import SourceError
-from prunec.compiler.diagnostics import BuildError
-from prunec.compiler.model.errors import ModelError
-from prunec.compiler.plan import Step
-from prunec.compiler.progress import Narrator
-from prunec.compiler.reporting import FinishedStep, report_of
-from prunec.compiler.steps import RUNNERS
-from prunec.compiler.steps.context import Context, Progress, Summary
-from prunec.compiler.store import Entry, LostResultError, write_text
+from prunec.compiler.steps.measures import LM_EVAL
+from prunec.compiler.store import LostResultError, write_text
+from prunec.compiler.verdict import is_lost
 from prunec.exporters import EXPORTERS
+from prunec.exporters.card import with_section
+from prunec.validators.card import TITLE, measured_section
 from prunec.validators.errors import ValidationError
 from prunec.validators.report import append_step_summary, write_report
-from prunec.validators.results import (
-    Report,
-)
-
-_RUNNERS: Mapping[str, Callable[[Context, Step, Entry, Progress], Summary]] = {
-    **RUNNERS,
-    "export": run_export,
-    "measure": run_measure,
-}
+from prunec.validators.results import Report
 
 MANIFEST = "manifest.json"
 
 _GO_ON = "finished steps are kept; put it right and run the same command again"
 
 
-def build(context: Context, name: str, narrator: Narrator, *, fresh: bool = False) -> Report:
+def build(
+    context: Context, name: str, command: str, narrator: Narrator, *, fresh: bool = False
+) -> Report:
     """Run what is missing of a plan and write the output folder. Raises BuildError.
 
-    `name` is the recipe's; `fresh` forgets what earlier builds have stored. One build at a time
-    works on an output folder.
+    `name` is the recipe's, `command` what makes the same again; `fresh` forgets what earlier builds
+    have stored. One build at a time works on an output folder.
     """
     try:
         context.output.mkdir(parents=True, exist_ok=True)
-        with _locked(context.output):
+        with locked(context.output):
             _check_ours(context)
             _remove_leftovers(context.output)
             if fresh:
                 context.store.clear()
             done = _run_all(context, narrator)
-            report = report_of(context, name, done)
-            _publish(context, name, report)
+            report = report_of(context, name, command, done)
+            _publish(context, name, report, done)
         append_step_summary(report)
     except OSError as error:
         raise BuildError(_os_sentence(error), hint=_GO_ON) from error
     return report
 
 
-def _locked(output: Path) -> FileLock:
+def locked(output: Path) -> FileLock:
     """A lock on the output folder, which is held."""
     lock = FileLock(output / ".lock")
     try:
@@ -95,8 +92,10 @@ def _check_ours(context: Context) -> None:
     """Exports replace folders, but never one in a place where no build has been."""
     if context.store.root.exists() or (context.output / MANIFEST).exists():
         return
-    for export in context.recipe.export:
-        folder = context.output / export.kind
+    for step in context.plan.steps:
+        if step.kind != "export":
+            continue
+        folder = context.artefact(step)
         if folder.exists():
             raise BuildError(
                 f"{folder} exists, and is not of a build; it would be replaced",
@@ -105,7 +104,8 @@ def _check_ours(context: Context) -> None:
 
 
 def _run_all(context: Context, narrator: Narrator) -> dict[str, FinishedStep]:
-    """Every step in order; once more from the start where an earlier result turns out damaged."""
+    """Every step in order, or up to where the recipe gives up; once more from the start where an
+    earlier result turns out damaged."""
     remade: set[Path] = set()
     while True:
         done: dict[str, FinishedStep] = {}
@@ -113,6 +113,9 @@ def _run_all(context: Context, narrator: Narrator) -> dict[str, FinishedStep]:
             for number, step in enumerate(context.plan.steps, start=1):
                 label = f"[{number}/{len(context.plan.steps)}] {step.name}"
                 done[step.name] = _run(context, step, narrator, label)
+                if is_lost(context.recipe.validation, context.plan, step, done[step.name].summary):
+                    narrator.say(f"{label}: the recipe gives up here (validate.abort_if)")
+                    break
             return done
         except LostResultError as lost:
             if lost.entry.folder in remade:
@@ -140,7 +143,7 @@ def _run(context: Context, step: Step, narrator: Narrator, label: str) -> Finish
     began = time.monotonic()
     try:
         with narrator.step(label) as progress:
-            found = _RUNNERS[step.kind](context, step, entry, progress)
+            found = RUNNERS[step.kind](context, step, entry, progress)
         done = FinishedStep(found, time.monotonic() - began, _peak_rss_bytes(), reused=False)
         entry.finish(
             {"found": found, "seconds": done.seconds, "peak_rss_bytes": done.peak_rss_bytes}
@@ -186,8 +189,8 @@ def _headline(step: Step, found: Summary) -> str:
         return f"{len(found['layout'])} layers"
     if step.kind == "export":
         return f"{found['parameters']:,} parameters, {found['weight_bytes']:,} bytes of weights"
-    if step.kind == "measure" and found.get("perplexity"):
-        return f"perplexity {found['perplexity']['value']:.3f}"
+    if step.kind == "measure" and found["texts"]:
+        return "perplexity " + ", ".join(f"{text['value']:.3f}" for text in found["texts"].values())
     return step.why
 
 
@@ -196,13 +199,31 @@ def _peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _publish(context: Context, name: str, report: Report) -> None:
-    """Write the report, then the manifest of everything."""
+def _tell_in_cards(context: Context, report: Report) -> None:
+    """Put what was measured into the model card of every artefact of this build."""
+    for step in context.plan.steps:
+        card = context.artefact(step) / "README.md" if step.kind == "export" else None
+        if card and card.is_file():
+            text = card.read_text(encoding="utf-8")
+            write_text(card, with_section(text, TITLE, measured_section(report), before="Loading"))
+
+
+def _publish(context: Context, name: str, report: Report, done: Mapping[str, FinishedStep]) -> None:
+    """Write the report, with what lm-eval wrote beside it, then the manifest of everything."""
     output = context.output
     (output / MANIFEST).unlink(missing_ok=True)
     (output / "report").mkdir(exist_ok=True)
     write_report(report, output / "report")
-    folders = [*report.artefacts.values(), "report"]
+    shutil.rmtree(output / "report" / LM_EVAL, ignore_errors=True)
+    for step in context.plan.steps:
+        if step.kind == "tasks" and step.name in done:
+            written = context.store.entry(step.fingerprint).folder / LM_EVAL
+            copy = output / "report" / LM_EVAL / step.name.removeprefix("tasks-")
+            if written.is_dir():
+                shutil.copytree(written, copy)
+    _tell_in_cards(context, report)
+    exported = [step for step in context.plan.steps if step.kind == "export" and step.name in done]
+    folders = [*(step.params["kind"] for step in exported), "report"]
     files: dict[str, Any] = {
         f"{folder}/{path}": {
             "sha256": sha256,

@@ -28,7 +28,13 @@ VERSIONS = {
     "published-search": 1,
     "published-layers": 1,
     "export": 2,
-    "measure": 1,
+    "artefact": 1,
+    "measure": 2,
+    "parity": 1,
+    "tasks": 1,
+    "dense-export": 1,
+    "speed": 1,
+    "footprint": 1,
 }
 
 

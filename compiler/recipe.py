@@ -28,8 +28,21 @@ from prunec.compiler.recipe_sources import (
     TextSource,
 )
 from prunec.compiler.recipe_target import Speedup, Target
+from prunec.compiler.recipe_validation import (
+    AbortIf,
+    CompletionCheck,
+    ParityCheck,
+    PerplexityCheck,
+    SizeCheck,
+    SpeedCheck,
+    TasksCheck,
+    TextCheck,
+    Validation,
+    WholeWindows,
+)
 
 __all__ = [
+    "AbortIf",
     "Calibration",
     "CompletionCheck",
     "Export",
@@ -40,15 +53,20 @@ __all__ = [
     "Method",
     "ModelSpec",
     "OnnxExport",
+    "ParityCheck",
     "PerplexityCheck",
     "PythonStdlibSource",
     "Recipe",
     "Search",
     "SearchBudget",
+    "SizeCheck",
     "Source",
+    "SpeedCheck",
     "Speedup",
     "Split",
     "Target",
+    "TasksCheck",
+    "TextCheck",
     "TextSource",
     "TyrMethod",
     "UniformMethod",
@@ -101,9 +119,6 @@ class ModelSpec(Section):
 
 
 # --- Data, search, export and validation ----------------------------------------------------------
-
-
-WholeWindows = Annotated[int, AfterValidator(recipe_checks.fills_a_window)]
 
 
 class Calibration(Section):
@@ -216,42 +231,6 @@ class OnnxExport(Section):
 Export = Annotated[HfExport | VllmExport | OnnxExport, Field(discriminator="kind")]
 
 
-class PerplexityCheck(Section):
-    """Perplexity of the dense and the pruned model on text that fitted nothing."""
-
-    home: ClassVar[Split] = "evaluation"
-    place: ClassVar[tuple[str, ...]] = ("validate", "perplexity")
-
-    source: Source = Field(description="Where the text comes from.")
-    sequence_length: int = Field(default=256, ge=2, description="Tokens in one window of text.")
-    tokens: WholeWindows = Field(
-        default=65_536, ge=1, validate_default=True, description="Tokens scored in all."
-    )
-    max_ratio: float | None = Field(
-        default=None,
-        gt=0,
-        description="The gate: pruned perplexity over dense perplexity may not exceed this.",
-    )
-
-
-class CompletionCheck(Section):
-    """A greedy completion by both models, printed side by side; it gates nothing."""
-
-    prompt: str = Field(min_length=1, description="What both models continue.")
-    tokens: int = Field(default=48, ge=1, le=2048, description="Tokens to generate.")
-
-
-class Validation(Section):
-    """What is measured on the artefacts that were written."""
-
-    perplexity: PerplexityCheck | None = Field(
-        default=None, description="Perplexity, dense against pruned, with a gate."
-    )
-    completion: CompletionCheck | None = Field(
-        default=None, description="A completion, dense beside pruned."
-    )
-
-
 class Recipe(Section):
     """A recipe: what prunec is to make of which model, and how that is judged."""
 
@@ -311,7 +290,7 @@ class Recipe(Section):
                 f"({calibration.sequence_length})",
                 within=("tokens",),
             )
-        _keep_apart(calibration, search)
+        _keep_apart(calibration, search, Search.place)
         seed = calibration.seed if search.seed is None else search.seed
         return search.model_copy(update={"seed": seed})
 
@@ -332,16 +311,28 @@ class Recipe(Section):
     def _settle_validation(
         cls, validation: Validation | None, info: ValidationInfo
     ) -> Validation | None:
-        if validation is None or validation.perplexity is None:
+        if validation is None:
             return validation
-        perplexity = _at_home(validation.perplexity)
+        perplexity = validation.perplexity and _at_home(validation.perplexity)
+        elsewhere = {name: _at_home(check) for name, check in validation.elsewhere.items()}
         for section in (info.data.get("calibration"), info.data.get("search")):
-            if section is not None:
-                _keep_apart(section, perplexity)
-        return validation.model_copy(update={"perplexity": perplexity})
+            if section is None:
+                continue
+            if perplexity:
+                _keep_apart(section, perplexity, PerplexityCheck.place)
+            for name, check in elsewhere.items():
+                _keep_apart(section, check, ("validate", "elsewhere", name))
+        if validation.abort_if and info.data.get("search") is None:
+            raise refusal(
+                "is read after a search, and the method does not search",
+                "remove it",
+                within=("abort_if",),
+            )
+        _check_runnable(validation, info.data.get("export") or [])
+        return validation.model_copy(update={"perplexity": perplexity, "elsewhere": elsewhere})
 
 
-Reading = TypeVar("Reading", Calibration, Search, PerplexityCheck)
+Reading = TypeVar("Reading", Calibration, Search, PerplexityCheck, TextCheck)
 
 
 def _check_read(name: str, section: object, info: ValidationInfo, *, required: bool) -> None:
@@ -366,8 +357,32 @@ def _at_home(section: Reading) -> Reading:
     return section.model_copy(update={"source": source.model_copy(update={"split": section.home})})
 
 
-def _keep_apart(earlier: Calibration | Search, later: Search | PerplexityCheck) -> None:
+def _check_runnable(validation: Validation, exports: list[Export]) -> None:
+    """Refuses what would be measured on an export that is not made."""
+    kinds = [export.kind for export in exports]
+    speed, tasks = validation.speed, validation.tasks
+    for index, runtime in enumerate(speed.runtimes if speed else ()):
+        if runtime not in kinds:
+            raise refusal(
+                f"is {runtime}, and there is no such export",
+                f"add {{kind: {runtime}}} to export",
+                within=("speed", "runtimes", index),
+            )
+    for index, backend in enumerate(tasks.backends if tasks else ()):
+        if backend == "vllm" and "vllm" not in kinds:
+            raise refusal(
+                "is vllm, and there is no such export",
+                "add {kind: vllm} to export",
+                within=("tasks", "backends", index),
+            )
+
+
+def _keep_apart(
+    earlier: Calibration | Search, later: Search | TextCheck, place: tuple[str, ...]
+) -> None:
     """Refuses one text for two purposes; of splits, points at the section that left its own.
+
+    place: of the later one, in the recipe.
 
     A search may name calibration's very source: it then reads windows that calibration does not.
     """
@@ -377,16 +392,17 @@ def _keep_apart(earlier: Calibration | Search, later: Search | PerplexityCheck) 
     if (shared := _shared_text(one, two)) is None:
         return
     if _split(one):
-        astray, other = (earlier, later) if _split(two) == later.home else (later, earlier)
+        sides = (earlier.home, earlier.place, place), (later.home, place, earlier.place)
+        home, astray, other = sides[0] if _split(two) == later.home else sides[1]
         raise refusal(
-            f"is {shared}, which {'.'.join(other.place)} reads too; they must be disjoint",
-            f"remove it: the split that is read there by default is {astray.home}",
-            at=(*astray.place, "source", "split"),
+            f"is {shared}, which {'.'.join(other)} reads too; they must be disjoint",
+            f"remove it: the split that is read there by default is {home}",
+            at=(*astray, "source", "split"),
         )
     raise refusal(
         f"reads {shared}, as {'.'.join(earlier.place)} does; they must be disjoint",
         "give each text of its own; what was fitted to cannot judge",
-        at=(*later.place, "source"),
+        at=(*place, "source"),
     )
 
 

@@ -99,6 +99,15 @@ def existing_file(path: Path, info: ValidationInfo) -> Path:
     return found
 
 
+def existing_folder(path: Path, info: ValidationInfo) -> Path:
+    """The absolute path of a folder that must exist."""
+    found = _absolute(str(path), info)
+    if not found.is_dir():
+        near = _near(found, (entry for entry in _listed(found.parent) if entry.is_dir()))
+        raise refusal(f"is {quoted(str(path))}; there is no such folder: {found}", near)
+    return found
+
+
 def text_files(patterns: list[str], info: ValidationInfo) -> list[str]:
     """The absolute, sorted, distinct files that the names and globs stand for."""
     found: set[str] = set()

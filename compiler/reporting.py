@@ -6,11 +6,18 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 
-from prunec.compiler.artefacts import describe_source, perplexity_of
+from prunec.compiler.measured import (
+    FinishedStep,
+    footprints_of,
+    parities_of,
+    speeds_of,
+    tasks_of,
+    texts_of,
+)
 from prunec.compiler.model.layout import (
     Layout,
     dense_layout,
@@ -19,16 +26,18 @@ from prunec.compiler.model.layout import (
     prunable_parameters,
     total_parameters,
 )
-from prunec.compiler.planner import measured_export
-from prunec.compiler.steps.context import Context, Summary
-from prunec.validators.gates import Gate, judge_max_ratio
-from prunec.validators.perplexity import ratio_interval
+from prunec.compiler.plan import Step
+from prunec.compiler.plan_measures import opens
+from prunec.compiler.plan_tokens import EVALUATION
+from prunec.compiler.steps.context import SEARCHES, Context
+from prunec.compiler.verdict import gates_of
+from prunec.validators.artefact import inspect
+from prunec.validators.hardware import hardware
 from prunec.validators.results import (
     CompletionResult,
     Cost,
     Divergence,
     ModelSize,
-    PerplexityResult,
     Report,
     SearchPoint,
     SearchResult,
@@ -36,44 +45,32 @@ from prunec.validators.results import (
     SurrogateResult,
 )
 
+#: Kinds of steps whose result is an artefact.
+_ARTEFACTS = ("export", "artefact")
+
 _VERSIONED = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
 
 
-@dataclass(frozen=True)
-class FinishedStep:
-    """A finished step: what it found, what it took, whether that was in this run."""
-
-    summary: Summary
-    seconds: float
-    peak_rss_bytes: int
-    reused: bool
-
-
-def report_of(context: Context, name: str, done: Mapping[str, FinishedStep]) -> Report:
+def report_of(
+    context: Context, name: str, command: str, done: Mapping[str, FinishedStep]
+) -> Report:
+    """Everything that finished steps have found. `command`: what makes the report again."""
     recipe, facts = context.recipe, context.subject.facts
-    described = measured_export(recipe) or recipe.export[0]
-    exported = done[f"export-{described.kind}"].summary
-    layout = layout_from_plain(exported["layout"], facts.head_dim)
+    made = {
+        step.params["kind"]: step
+        for step in context.plan.steps
+        if step.kind in _ARTEFACTS and step.name in done
+    }
     dense = dense_layout(facts)
-    value_bytes = getattr(torch, recipe.model.dtype).itemsize
-    perplexity = _perplexity(context, done)
-    gates: list[Gate] = []
-    if recipe.validation and recipe.validation.perplexity:
-        max_ratio = recipe.validation.perplexity.max_ratio
-        if max_ratio is not None:
-            gates.append(judge_max_ratio(perplexity.ratio if perplexity else None, max_ratio))
-    return Report(
+    layout, pruned = _pruned(context, made, done)
+    texts = texts_of(context.plan, done)
+    report = Report(
         prunec_version=importlib.metadata.version("prunec"),
         recipe=name,
-        method=recipe.method.kind,
+        method="given" if _given(made) else recipe.method.kind,
         seed=recipe.calibration.seed if recipe.calibration else 0,
-        dense=_size(context, dense, total_parameters(facts, dense) * value_bytes),
-        pruned=ModelSize(
-            parameters=exported["parameters"],
-            prunable_parameters=exported["prunable_parameters"],
-            bytes=exported["weight_bytes"],
-            kv_bytes_per_token=kv_bytes_per_token(facts, layout, value_bytes),
-        ),
+        dense=_size(context, dense, _dense_bytes(context, made)),
+        pruned=pruned,
         dense_layers=[spec.as_dict() for spec in dense],
         layers=[spec.as_dict() for spec in layout],
         cost=Cost(
@@ -82,15 +79,78 @@ def report_of(context: Context, name: str, done: Mapping[str, FinishedStep]) -> 
             peak_rss_bytes=max(d.peak_rss_bytes for d in done.values()),
             steps=tuple(StepCost(step, d.seconds, d.reused) for step, d in done.items()),
         ),
-        gates=tuple(gates),
-        perplexity=perplexity,
+        perplexity=texts.get(EVALUATION),
+        elsewhere={
+            step.removeprefix(f"{EVALUATION}-"): text
+            for step, text in texts.items()
+            if step != EVALUATION
+        },
+        tasks=tasks_of(context.plan, done),
+        speeds=speeds_of(done),
+        footprints=footprints_of(done),
+        parities=parities_of(done),
+        problems=tuple(
+            dict.fromkeys(p for one in done.values() for p in one.summary.get("problems", ()))
+        ),
         completion=_completion(context, done),
         search=_search(context, done),
         remote_code=recipe.target.layout == "per_layer",
-        artefacts={export.kind: export.kind for export in recipe.export},
+        artefacts={kind: _place(context, step) for kind, step in made.items()},
         versions={"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in _VERSIONED},
+        hardware=_hardware(done),
+        recipe_text=context.recipe_text,
+        command=command,
     )
+    return replace(report, gates=gates_of(recipe.validation, report))
+
+
+def _given(made: Mapping[str, Step]) -> bool:
+    return any(step.kind == "artefact" for step in made.values())
+
+
+def _pruned(
+    context: Context, made: Mapping[str, Step], done: Mapping[str, FinishedStep]
+) -> tuple[Layout, ModelSize]:
+    """Layout and sizes of what was made; of a build that was given up, what it would have been."""
+    facts = context.subject.facts
+    value_bytes = getattr(torch, context.recipe.model.dtype).itemsize
+    if not made:
+        last = next(s for s in reversed(context.plan.steps) if s.kind in SEARCHES)
+        layout = layout_from_plain(done[last.name].summary["layout"], facts.head_dim)
+        return layout, _size(context, layout, total_parameters(facts, layout) * value_bytes)
+    described = next(filter(opens, made.values()), None) or next(iter(made.values()))
+    found = done[described.name].summary
+    layout = layout_from_plain(found["layout"], facts.head_dim)
+    return layout, ModelSize(
+        parameters=found["parameters"],
+        prunable_parameters=found["prunable_parameters"],
+        bytes=found["weight_bytes"],
+        kv_bytes_per_token=kv_bytes_per_token(facts, layout, value_bytes),
+    )
+
+
+def _dense_bytes(context: Context, made: Mapping[str, Step]) -> int:
+    """Of the dense model's weights in the build's dtype; beside given artefacts, of its files."""
+    if _given(made) and (weights := inspect(context.folder).weights):
+        return weights.bytes
+    facts = context.subject.facts
+    parameters = total_parameters(facts, dense_layout(facts))
+    return parameters * int(getattr(torch, context.recipe.model.dtype).itemsize)
+
+
+def _hardware(done: Mapping[str, FinishedStep]) -> Mapping[str, str]:
+    """The machine that measured speed, at that time; without such a measurement, this one."""
+    machines = [one.summary["hardware"] for one in done.values() if "hardware" in one.summary]
+    return machines[0] if machines else hardware()
+
+
+def _place(context: Context, made: Step) -> str:
+    """An artefact's folder, relative to the build's where it lies in it."""
+    folder = context.artefact(made)
+    if folder.is_relative_to(context.output):
+        return str(folder.relative_to(context.output))
+    return str(folder)
 
 
 def _size(context: Context, layout: Layout, weight_bytes: int) -> ModelSize:
@@ -104,28 +164,9 @@ def _size(context: Context, layout: Layout, weight_bytes: int) -> ModelSize:
     )
 
 
-def _perplexity(context: Context, done: Mapping[str, FinishedStep]) -> PerplexityResult | None:
-    if "measure-dense" not in done:
-        return None
-    dense = perplexity_of(done["measure-dense"].summary)
-    pruned = perplexity_of(done["measure-pruned"].summary)
-    if dense is None or pruned is None:
-        return None
-    ratio = ratio_interval(dense, pruned)
-    source = context.plan.step("evaluation-tokens").params["source"]
-    return PerplexityResult(
-        dense=dense.value,
-        pruned=pruned.value,
-        ratio=ratio.value,
-        ratio_interval=(ratio.low, ratio.high),
-        tokens=dense.tokens,
-        source=describe_source(source),
-    )
-
-
 def _completion(context: Context, done: Mapping[str, FinishedStep]) -> CompletionResult | None:
     validation = context.recipe.validation
-    if validation is None or validation.completion is None:
+    if validation is None or validation.completion is None or "measure-pruned" not in done:
         return None
     return CompletionResult(
         prompt=validation.completion.prompt,
@@ -135,8 +176,7 @@ def _completion(context: Context, done: Mapping[str, FinishedStep]) -> Completio
 
 
 def _search(context: Context, done: Mapping[str, FinishedStep]) -> SearchResult | None:
-    kinds = ("search", "published-search")
-    searches = [done[step.name].summary for step in context.plan.steps if step.kind in kinds]
+    searches = [done[step.name].summary for step in context.plan.steps if step.kind in SEARCHES]
     if not searches:
         return None
     points, surrogates, spent = [], [], 0

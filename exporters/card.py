@@ -61,10 +61,13 @@ def model_card(
     layout_kind: LayoutKind,
     bytes_per_value: int,
     provenance: Provenance,
+    *,
+    quantized: bool = False,
 ) -> str:
     """The text of README.md: YAML head, sizes before and after, layers, loading, the recipe.
 
-    `source` is the dense model's folder, whose own card gives the licence.
+    `source` is the dense model's folder, whose own card gives the licence. `bytes_per_value`: of
+    the KV cache, and of weights that are not `quantized`.
     """
     head = ModelCardData(
         base_model=provenance.hub_id,
@@ -89,7 +92,7 @@ not zeroed.
 
 | | dense | this model |
 | --- | ---: | ---: |
-{_sizes(facts, layout, bytes_per_value)}
+{_sizes(facts, layout, bytes_per_value, quantized)}
 
 Sparsity is the share of the prunable parameters (attention and MLP projections) that is gone.
 
@@ -117,6 +120,16 @@ The recipe, also in `prunec/recipe.yaml`; `prunec/plan.json` says what it was re
 """
 
 
+def with_section(card: str, title: str, text: str, *, before: str) -> str:
+    """The card with a section's text replaced; one that it lacks is put in `before` another."""
+    head, old, rest = card.partition(f"\n## {title}\n")
+    if old:
+        _, following, behind = rest.partition("\n## ")
+    else:
+        head, following, behind = card.partition(f"\n## {before}\n")
+    return f"{head}\n## {title}\n\n{text.strip()}\n{following}{behind}"
+
+
 def _inherited(source: Path) -> dict[str, Any]:
     """Licence and language, which pruning does not change, from the dense model's card."""
     card = source / "README.md"
@@ -128,16 +141,15 @@ def _inherited(source: Path) -> dict[str, Any]:
     return {key: head[key] for key in keys if key in head} if head else {}
 
 
-def _sizes(facts: Facts, layout: Layout, bytes_per_value: int) -> str:
+def _sizes(facts: Facts, layout: Layout, bytes_per_value: int, quantized: bool) -> str:
     rows: dict[str, list[int]] = {}
     for each in (dense_layout(facts), layout):
         parameters = total_parameters(facts, each)
-        for name, value in {
-            "parameters": parameters,
-            "prunable parameters": prunable_parameters(facts, each),
-            f"bytes of weights, {bytes_per_value} a value": parameters * bytes_per_value,
-            "KV cache, bytes a token": kv_bytes_per_token(facts, each, bytes_per_value),
-        }.items():
+        sizes = {"parameters": parameters, "prunable parameters": prunable_parameters(facts, each)}
+        if not quantized:
+            sizes[f"bytes of weights, {bytes_per_value} a value"] = parameters * bytes_per_value
+        sizes["KV cache, bytes a token"] = kv_bytes_per_token(facts, each, bytes_per_value)
+        for name, value in sizes.items():
             rows.setdefault(name, []).append(value)
     table = [f"| {name} | {dense:,} | {pruned:,} |" for name, (dense, pruned) in rows.items()]
     return "\n".join([*table, f"| sparsity | 0 | {sparsity(facts, layout):.2%} |"])

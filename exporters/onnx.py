@@ -29,6 +29,7 @@ from prunec.compiler.model.layout import (
 )
 from prunec.exporters import genai_config
 from prunec.exporters.artefact import Provenance, Written
+from prunec.exporters.card import model_card, with_section
 from prunec.exporters.hf import model_config
 from prunec.exporters.hf_rules import LayoutKind, carried_files
 from prunec.exporters.onnx_check import check_answers
@@ -38,6 +39,27 @@ from prunec.exporters.onnx_rules import BITS, Precision
 from prunec.exporters.onnx_weights import GRAPH, WEIGHTS, read_weights, write_model
 
 _GENERATION = "generation_config.json"
+
+_LOADING = """\
+A graph with a KV cache, weights in {precision}, for onnxruntime-genai:
+
+```python
+import onnxruntime_genai as og
+
+model = og.Model("path/to/this/folder")
+tokenizer = og.Tokenizer(model)
+params = og.GeneratorParams(model)
+params.set_search_options(max_length=64)
+generator = og.Generator(model, params)
+generator.append_tokens(tokenizer.encode("Once upon a time"))
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0)))
+```
+
+ONNX Runtime alone runs it too: inputs `input_ids`, `attention_mask`, `position_ids` and
+`past_key_values.N.key` and `.value` for every layer N that has attention.
+"""
 
 
 def export(
@@ -76,6 +98,12 @@ def export(
         destination / genai_config.FILE,
         genai_config.genai_config(described, settings, layout, GRAPH),
     )
+    card = model_card(
+        source, facts, layout, layout_kind, stored.itemsize, provenance, quantized=precision in BITS
+    )
+    loading = _LOADING.format(precision=precision)
+    card = with_section(card, "Loading", loading, before="Layers")
+    (destination / "README.md").write_text(card, encoding="utf-8")
     (destination / "prunec").mkdir()
     recipe = destination / "prunec" / "recipe.yaml"
     recipe.write_text(provenance.recipe_text, encoding="utf-8")

@@ -13,8 +13,26 @@ from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import Layout
 from prunec.exporters import hf
 from prunec.exporters.artefact import Provenance
+from prunec.exporters.card import with_section
 from prunec.exporters.hf import verify as verify
 from prunec.exporters.hf_rules import LayoutKind
+
+_STOCK = """\
+All layers are alike: vLLM serves it with its own class of the model, with nothing of ours.
+
+```
+vllm serve path/to/this/folder
+```
+"""
+
+_PLUGIN = """\
+vLLM finds the class of this model where prunec is installed beside it, `pip install prunec`; no
+remote code is run. transformers opens the folder as well.
+
+```
+vllm serve path/to/this/folder
+```
+"""
 
 # Of vLLM's stock classes, these read no head_dim: they divide the hidden size by query heads.
 _IMPLICIT_HEAD_DIM = frozenset({"qwen2"})
@@ -50,6 +68,10 @@ def export(
         max_shard_bytes,
         provenance,
     )
+    card = destination / "README.md"
+    loading = _STOCK if layout_kind == "uniform" else _PLUGIN
+    text = with_section(card.read_text("utf-8"), "Loading", loading, before="Layers")
+    card.write_text(text, encoding="utf-8")
 
 
 def _is_misread(facts: Facts, layout: Layout) -> bool:

@@ -32,6 +32,7 @@ from prunec.compiler.model.layout import (
 )
 from prunec.exporters import configuration_decilm, hf
 from prunec.exporters.artefact import Provenance, Written
+from prunec.exporters.card import with_section
 from prunec.exporters.hf_rules import LayoutKind
 from prunec.exporters.vllm_rules import DECILM_SETTINGS
 
@@ -88,9 +89,8 @@ def export(
     (destination / "config.json").write_text(text, encoding="utf-8")
     shutil.copy(configuration_decilm.__file__, destination)
     card = destination / "README.md"
-    before, _, rest = card.read_text(encoding="utf-8").partition("## Loading\n")
-    _, _, behind = rest.partition("\n## Layers\n")
-    card.write_text(f"{before}## Loading\n\n{_LOADING}\n## Layers\n{behind}", encoding="utf-8")
+    loading = with_section(card.read_text("utf-8"), "Loading", _LOADING, before="Layers")
+    card.write_text(loading, encoding="utf-8")
 
 
 def filled_up(layout: Layout) -> Layout:

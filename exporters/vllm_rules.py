@@ -92,6 +92,10 @@ def limits(
     return None
 
 
+#: The model type of vLLM's DeciLM, which transformers does not have.
+DECILM = "nemotron-nas"
+
+
 def settle(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the recipe's settings change in the format's rules and in what writes it."""
     dialect, ranks = settings["dialect"], settings["tensor_parallel"]

