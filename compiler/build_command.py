@@ -14,10 +14,13 @@ from prunec.compiler.store import Store
 from prunec.validators.results import Report
 
 
-def check(planned: Planned, store: Store) -> None:
-    """UserError for a measurement that cannot be made here, before hours go into what it is of."""
+def check(planned: Planned, store: Store, *, fresh: bool = False) -> None:
+    """UserError for a measurement that cannot be made here, before hours go into what it is of.
+
+    fresh: what the store holds is going to be forgotten
+    """
     with placed(planned.path, planned.overrides):
-        check_measurable(planned.recipe, planned.plan, store)
+        check_measurable(planned.recipe, planned.plan, None if fresh else store)
 
 
 def run(

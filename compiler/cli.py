@@ -404,7 +404,7 @@ def _carry_out(
         from prunec.compiler.store import Store
         from prunec.validators.tables import render_table
 
-    build_command.check(planned, Store(output / ".store"))
+    build_command.check(planned, Store(output / ".store"), fresh=fresh)
     narrator = Narrator(_stderr())
     report = build_command.run(planned, name, command, output, narrator, fresh=fresh)
     if as_json:

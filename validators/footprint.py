@@ -36,12 +36,14 @@ def file_bytes(folder: Path) -> int:
     )
 
 
-def resident_bytes(kind: str, folder: Path, *, trust_remote_code: bool = False) -> Resident:
+def resident_bytes(
+    kind: str, folder: Path, *, dtype: str | None = None, trust_remote_code: bool = False
+) -> Resident:
     """Memory of a process on the CPU once `kind`, `hf` or `onnx`, has loaded a folder and answered
     a few tokens, beyond what it took with the runtime alone.
 
     It counts what the process has of its own and the files of the folder that it has mapped, not
-    the libraries' own code. `hf` loads weights in the dtype that they are stored in.
+    the libraries' own code. `hf` loads weights in `dtype`, or in the one that they are stored in.
     vLLM is not measured: its engine reserves its cache, whatever the model takes.
     """
     if kind == "vllm":
@@ -53,6 +55,7 @@ def resident_bytes(kind: str, folder: Path, *, trust_remote_code: bool = False) 
     request = {
         "kind": kind,
         "folder": str(folder.resolve()),
+        "dtype": dtype,
         "trust_remote_code": trust_remote_code,
     }
     try:
@@ -62,19 +65,32 @@ def resident_bytes(kind: str, folder: Path, *, trust_remote_code: bool = False) 
 
 
 def measure_footprint(
-    kind: str, folder: Path, dense: Path | None = None, *, trust_remote_code: bool = False
+    kind: str,
+    folder: Path,
+    dense: Path | None = None,
+    *,
+    dense_file_bytes: int | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
 ) -> FootprintResult:
     """An artefact of some kind, and the dense model in the same form if it is given.
 
+    dense_file_bytes: what its files would take, where its folder holds another dtype
+    dtype: what `hf` loads the weights of both in
     `trust_remote_code` runs the folders' own modeling files, which per-layer models bring.
     """
 
     places = [folder] if dense is None else [folder, dense]
-    found = [resident_bytes(kind, place, trust_remote_code=trust_remote_code) for place in places]
+    found = [
+        resident_bytes(kind, place, dtype=dtype, trust_remote_code=trust_remote_code)
+        for place in places
+    ]
+    if dense_file_bytes is None and dense is not None:
+        dense_file_bytes = file_bytes(dense)
     return FootprintResult(
         artefact=kind,
         file_bytes=file_bytes(folder),
-        dense_file_bytes=None if dense is None else file_bytes(dense),
+        dense_file_bytes=dense_file_bytes,
         resident_bytes=found[0].bytes,
         dense_resident_bytes=None if dense is None else found[1].bytes,
         note=next((one.reason for one in found if one.reason), None),

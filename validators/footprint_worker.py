@@ -25,7 +25,7 @@ def respond(request: dict[str, Any]) -> dict[str, int]:
     folder = Path(request["folder"])
     load = _load_hf if request["kind"] == "hf" else _load_onnx
     files = {str(path.resolve()) for path in folder.rglob("*") if path.is_file()}
-    answer = load(folder, request["trust_remote_code"])
+    answer = load(folder, request["trust_remote_code"], request["dtype"])
     before = _resident(files)
     loaded = answer()  # held: what nobody holds is freed
     after = _resident(files)
@@ -33,7 +33,7 @@ def respond(request: dict[str, Any]) -> dict[str, int]:
     return {"bytes": after - before}
 
 
-def _load_hf(folder: Path, trust_remote_code: bool) -> Callable[[], Any]:
+def _load_hf(folder: Path, trust_remote_code: bool, wanted: str | None) -> Callable[[], Any]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -45,6 +45,7 @@ def _load_hf(folder: Path, trust_remote_code: bool) -> Callable[[], Any]:
     trust: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     config = AutoConfig.from_pretrained(str(folder), **trust)
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    dtype = getattr(torch, wanted) if wanted else dtype
     with torch.device("meta"):
         AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     torch.nn.functional.linear(
@@ -60,7 +61,7 @@ def _load_hf(folder: Path, trust_remote_code: bool) -> Callable[[], Any]:
     return answer
 
 
-def _load_onnx(folder: Path, trust_remote_code: bool) -> Callable[[], Any]:
+def _load_onnx(folder: Path, trust_remote_code: bool, wanted: str | None) -> Callable[[], Any]:
     from prunec.validators.parity_onnx import Session, require_onnxruntime
 
     require_onnxruntime()

@@ -17,7 +17,7 @@ from prunec.validators.measurements import (
     TaskResult,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def rich_table(table: Table) -> rich.table.Table:
     made = rich.table.Table()
     for column in brief.columns:
         right = column.kind == "number"
-        made.add_column(plain(column.title), justify="right" if right else "left")
+        made.add_column(plain(column.title), justify="right" if right else "left", overflow="fold")
     for row in brief.rows:
         cells = zip(row, brief.columns, strict=True)
         made.add_row(

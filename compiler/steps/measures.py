@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from prunec import recipes
+from prunec.compiler.model.headers import shard_names
+from prunec.compiler.model.layout import dense_layout, total_parameters
 from prunec.compiler.plan import Step
 from prunec.compiler.plan_measures import DENSE_ONNX, opens
 from prunec.compiler.recipe import TasksCheck
@@ -198,9 +200,27 @@ def run_footprint(context: Context, step: Step, entry: Entry, progress: Progress
             dense = artefact_folder(context, step, DENSE_ONNX)
         folder = artefact_folder(context, step, kind)
         trusted = brings_only_our_code(dense) and brings_only_our_code(folder)
-        measured = footprint.measure_footprint(kind, folder, dense, trust_remote_code=trusted)
+        written = context.plan.step(step.inputs[kind]).kind == "export" and kind != "onnx"
+        measured = footprint.measure_footprint(
+            kind,
+            folder,
+            dense,
+            dense_file_bytes=_bytes_if_written(context) if written else None,
+            dtype=step.params["dtype"] if written else None,
+            trust_remote_code=trusted,
+        )
         found.append(asdict(measured))
     return {"footprints": found}
+
+
+def _bytes_if_written(context: Context) -> int:
+    """Bytes of the dense model's files if it were written in the build's dtype."""
+    facts, folder = context.subject.facts, context.folder
+    weights = total_parameters(facts, dense_layout(facts))
+    others = footprint.file_bytes(folder) - sum(
+        (folder / name).stat().st_size for name in shard_names(folder)
+    )
+    return others + weights * int(getattr(torch, context.recipe.model.dtype).itemsize)
 
 
 def _device() -> str:

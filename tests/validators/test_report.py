@@ -98,7 +98,7 @@ def read(folder: Path) -> Any:
 def test_report_json_holds_what_users_are_promised(report: Report, tmp_path: Path) -> None:
     write_report(report, tmp_path / "report")
     content = read(tmp_path / "report")
-    assert content["schema_version"] == 1
+    assert content["schema_version"] == 2
     assert content["passed"] is True
     assert (content["recipe"], content["method"], content["seed"]) == ("quickstart", "tyr", 0)
     assert content["dense"] == {
