@@ -73,7 +73,7 @@ class Worker:
 
     def close(self) -> None:
         """End the process and whatever it started."""
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # none is left
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._stderr):
@@ -114,8 +114,7 @@ class Worker:
     def _epitaph(self) -> str:
         """How the process ended, and the last that it said."""
         code = self._process.wait()
-        with contextlib.suppress(ValueError):
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited, {code}"
+        how = f"was killed by signal {-code}" if code < 0 else f"exited, {code}"
         self._stderr.seek(0)
         said = self._stderr.read().decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(said) if line.strip()), "without a word")
