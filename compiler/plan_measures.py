@@ -166,5 +166,5 @@ def _opened(steps: PlanBuilder, artefacts: Mapping[str, str]) -> str:
     raise RecipeProblemError(
         "validate",
         "validate measures what transformers can open, and none of the exports is such",
-        hint="add {kind: hf} to export",
+        hint="add {kind: hf} to export; an ONNX graph is judged with the checkpoint beside it",
     )

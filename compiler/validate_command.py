@@ -23,7 +23,7 @@ from prunec.compiler.recipe import Recipe, Validation
 from prunec.compiler.store import write_text
 from prunec.exporters import EXPORTERS
 from prunec.exporters.vllm_rules import DECILM
-from prunec.validators.artefact import Weights, inspect
+from prunec.validators.artefact import GRAPH, Weights, inspect
 from prunec.validators.errors import ValidationError
 
 #: What is measured where no recipe says it: text that every Python brings, no gate.
@@ -48,7 +48,8 @@ def find(folder: Path) -> Given:
     except ValidationError as error:
         raise UserError(Diagnostic(error.message, hint=error.hint)) from None
     if found.kind != "build":
-        return Given({"hf": folder}, found.problems)
+        kind = "onnx" if (folder / GRAPH).is_file() else "hf"
+        return Given({kind: folder}, found.problems)
     folders = {kind: folder / kind for kind in EXPORTERS if (folder / kind).is_dir()}
     return Given(folders, found.problems)
 

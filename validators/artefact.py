@@ -16,6 +16,7 @@ from prunec.validators.shapes import LayerShape, is_prunable, layer_shapes
 _HEAD = "lm_head.weight"
 _EMBEDDING = "model.embed_tokens.weight"
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+GRAPH = "model.onnx"
 _CHECKPOINTS = ("hf", "vllm")  # exports that are checkpoints; the first one there is described
 
 
@@ -44,7 +45,7 @@ class Artefact:
 
     folder: Path
     kind: Literal["build", "pruned", "model"]
-    weights: Weights | None  # None: they cannot be read; `problems` says why
+    weights: Weights | None  # None: an ONNX graph, or they cannot be read and `problems` says why
     recipe: str | None
     report: Mapping[str, Any] | None
     problems: tuple[str, ...]
@@ -91,7 +92,9 @@ def inspect(folder: Path) -> Artefact:
             f"{folder} holds neither a build nor a model",
             hint=f"a build has {MANIFEST} and hf/, a model has config.json and safetensors",
         )
-    weights, problems = read_weights(folder)
+    weights, problems = None, []
+    if not (folder / GRAPH).is_file():  # a graph's weights are in its own form
+        weights, problems = read_weights(folder)
     problems += check_listing(folder)
     recipe = _text(folder / "prunec" / "recipe.yaml")
     kind: Literal["pruned", "model"] = "model" if recipe is None else "pruned"

@@ -237,6 +237,23 @@ def test_a_swapped_shard_is_a_problem(llama: Path) -> None:
     )
 
 
+def test_a_graph_by_itself_is_held_against_its_list_of_files(tmp_path: Path) -> None:
+    files = {"config.json": b"{}", "model.onnx": b"graph", "model.onnx.data": b"weights"}
+    listed = {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        for name, content in files.items()
+    }
+    (tmp_path / "prunec").mkdir()
+    (tmp_path / "prunec" / "files.json").write_text(json.dumps({"files": listed}))
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    found = inspect(tmp_path)
+    assert found.weights is None and found.problems == ()
+    (tmp_path / "model.onnx.data").write_bytes(b"Weights")
+    [problem] = inspect(tmp_path).problems
+    assert problem.startswith("model.onnx.data was changed")
+
+
 def test_every_change_of_a_build_is_told_with_its_file(build: Path) -> None:
     weights = build / "hf" / WEIGHTS
     content = bytearray(weights.read_bytes())
