@@ -61,20 +61,24 @@ def _add_texts(steps: PlanBuilder, validation: Validation, artefacts: Mapping[st
     params = steps.model | {"completion": said, "top_k": TOP_K}
     tokens = sum(steps.count(name) for name in texts)
     top = min(TOP_K, steps.facts.vocab_size)
-    forwards = Cost(
-        token_forwards=tokens,
-        memory_bytes=steps.estimate.weight_bytes(dense_layout(steps.facts)),
-        disk_bytes=steps.estimate.teacher_bytes(tokens, top),
-    )
+    memory = steps.estimate.weight_bytes(dense_layout(steps.facts))
+    kept = steps.estimate.teacher_bytes(tokens, top)
     inputs = {name: name for name in texts}
-    steps.add("measure-dense", "measure", "judge the model as it was", params, inputs, forwards)
+    steps.add(
+        "measure-dense",
+        "measure",
+        "judge the model as it was",
+        params,
+        inputs,
+        Cost(token_forwards=tokens, memory_bytes=memory, disk_bytes=kept),
+    )
     steps.add(
         "measure-pruned",
         "measure",
         "judge the artefact, opened from disk",
         params,
         inputs | {"artefact": _opened(steps, artefacts), "dense": "measure-dense"},
-        forwards,
+        Cost(token_forwards=tokens, memory_bytes=memory),
     )
 
 
