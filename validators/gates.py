@@ -98,13 +98,13 @@ def judge_exact(
 
 
 def judge_parity(result: ParityResult) -> Gate:
-    """The gate on an artefact's being the model that it was written from."""
+    """The gate on an artefact's answering as the model in memory does."""
     name, error = f"parity.{result.artefact}", result.error
     what = f"the {result.artefact} artefact"
     if not error and result.compared < 1:
         error = "no tokens were compared"
     if error:
-        message = f"{what} was not compared with the model that it was written from: {_line(error)}"
+        message = f"{what} was not compared with the model in memory: {_line(error)}"
         return Gate(name, None, None, None, result.tolerance, "<=", "failed", False, message)
     tokens = f"{result.agreed:,} of {result.compared:,} greedy tokens agree"
     if not math.isfinite(result.difference):
@@ -114,8 +114,8 @@ def judge_parity(result: ParityResult) -> Gate:
         verb = "within" if within else "beyond"
         gap = f"log-probabilities differ by up to {result.difference:.2g}, {verb} "
         gap += f"{result.tolerance:g}"
-    relation = "is" if result.same else "is not"
-    message = f"{what} {relation} the model that it was written from: {tokens}, {gap}"
+    relation = "answers" if result.same else "does not answer"
+    message = f"{what} {relation} as the model in memory does: {tokens}, {gap}"
     return Gate(
         name,
         result.difference if math.isfinite(result.difference) else None,

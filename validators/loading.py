@@ -77,6 +77,7 @@ def open_model(
                 trust_remote_code=trust_remote_code,
                 local_files_only=True,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # told below, by name
                 output_loading_info=True,
             )
             model, info = loaded
@@ -89,7 +90,12 @@ def open_model(
             f"{folder} does not load: {_first_line(error)}",
             hint="`prunec inspect` says what is in the folder",
         ) from error
-    for what in ("missing", "unexpected", "mismatched"):
+    for name, held, due in sorted(info["mismatched_keys"]):
+        raise ValidationError(
+            f"{folder} does not load: {name} is {list(held)}, by config.json it is {list(due)}",
+            hint="`prunec inspect` says what else disagrees",
+        )
+    for what in ("missing", "unexpected"):
         if names := sorted(str(name) for name in info[f"{what}_keys"]):
             raise ValidationError(
                 f"{folder} loads with {len(names)} {what} tensors, the first {names[0]}",
@@ -111,5 +117,6 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    # What ends in a colon says nothing by itself.
+    return " ".join(f"{first} {' '.join(others)}".split()) if first.rstrip().endswith(":") else first

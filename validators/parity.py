@@ -91,7 +91,7 @@ def _fault(
 ) -> str | None:
     """What makes a comparison worthless, or the answers to a text others than the model's."""
     if not reference.finite:
-        return "the model that it was written from answers NaN"
+        return "the model in memory answers NaN"
     if not math.isfinite(difference):
         return "its log-probabilities are not finite"
     if reference.tokenizer is None:

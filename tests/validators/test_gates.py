@@ -238,12 +238,12 @@ def test_a_size_that_could_not_be_read_fails_with_its_reason() -> None:
 @pytest.mark.parametrize(
     ("result", "said"),
     [
-        (PARITY, "is the model that it was written from: 32 of 32 greedy tokens agree, "),
-        (replace(PARITY, agreed=31), "is not the model that it was written from: 31 of 32 greedy"),
+        (PARITY, "answers as the model in memory does: 32 of 32 greedy tokens agree, "),
+        (replace(PARITY, agreed=31), "does not answer as the model in memory does: 31 of 32 greedy"),
         (replace(PARITY, difference=0.2), "log-probabilities differ by up to 0.2, beyond 0.01"),
         (replace(PARITY, difference=math.nan), "log-probabilities are not finite in both"),
         (replace(PARITY, agreed=0, compared=0), "no tokens were compared"),
-        (replace(PARITY, error="no\nonnxruntime"), "was not compared with the model that it was"),
+        (replace(PARITY, error="no\nonnxruntime"), "was not compared with the model in memory"),
     ],
 )
 def test_an_artefact_is_its_model_only_if_all_of_it_agrees(result: ParityResult, said: str) -> None:

@@ -126,7 +126,7 @@ def test_what_is_ruled_out_in_both_is_no_difference_and_nan_is_no_parity(
     broken[1, 2, 3] = torch.nan
     found = measure_parity("hf", dense, replace(reference, log_probs=broken))
     assert not found.same
-    assert found.error == "the model that it was written from answers NaN"
+    assert found.error == "the model in memory answers NaN"
 
 
 def test_another_tokenizer_or_no_model_is_an_error_of_the_result(
