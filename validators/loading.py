@@ -69,6 +69,11 @@ def open_model(
             f"{folder} is not a model folder: it has no config.json",
             hint="give the folder that holds config.json and the safetensors files",
         )
+    if (folder / "adapter_config.json").exists():
+        raise ValidationError(
+            f"{folder} holds an adapter: transformers would open the model that this one names",
+            hint="merge it into the weights, or remove adapter_config.json",
+        )
     try:
         with _without_progress_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -118,5 +123,6 @@ def _without_progress_bars() -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     first, *others = str(error).strip().splitlines() or [type(error).__name__]
-    # What ends in a colon says nothing by itself.
-    return " ".join(f"{first} {' '.join(others)}".split()) if first.rstrip().endswith(":") else first
+    if first.rstrip().endswith(":"):  # says nothing by itself
+        return " ".join(" ".join([first, *others]).split())
+    return first

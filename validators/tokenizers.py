@@ -15,7 +15,7 @@ def tokenizer_difference(expected: Any, found: Any, texts: Sequence[str]) -> str
     """
     theirs, ours = expected.get_vocab(), found.get_vocab()
     if odd := theirs.items() ^ ours.items():
-        token = min(odd, key=lambda item: item[1])[0]
+        token = min(odd, key=lambda item: item[::-1])[0]
         here, there = (v.get(token, "absent") for v in (ours, theirs))
         return f"the tokenizer is another one: {token!r} is token {here}, it should be {there}"
     if expected.eos_token_id != found.eos_token_id:

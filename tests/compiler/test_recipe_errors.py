@@ -123,6 +123,55 @@ EDITS = [
     Broken(
         "revision of a folder", "model,", "model, revision: main,", "2:34", "only with a hub id"
     ),
+    # Gates on what is not measured
+    Broken(
+        "parity without text",
+        "perplexity: {source: {kind: python_stdlib}, max_ratio: 3.0}",
+        "parity: {}",
+        "15:3",
+        "validate.parity takes its prompts from the text of validate.perplexity, which is missing",
+        "add validate.perplexity",
+    ),
+    Broken(
+        "gate on no task",
+        'completion: {prompt: "def f(", tokens: 8}',
+        "tasks: {names: [arc_easy], max_drop: {arc: 0.1}}",
+        "16:46",
+        'max_drop.arc is a gate on "arc", which is not measured',
+        "tasks.names has arc_easy",
+    ),
+    Broken(
+        "gate on no runtime",
+        'completion: {prompt: "def f(", tokens: 8}',
+        "speed: {runtimes: [hf], min_speedup: {vllm: {decode: 1.2}}}",
+        "16:41",
+        "min_speedup.vllm is a gate on vllm, which is not measured",
+        "add vllm to speed.runtimes",
+    ),
+    Broken(
+        "runtime without export",
+        'completion: {prompt: "def f(", tokens: 8}',
+        "speed: {runtimes: [hf, onnx]}",
+        "16:26",
+        "speed.runtimes.1 is onnx, and there is no such export",
+        "add {kind: onnx} to export",
+    ),
+    Broken(
+        "backend without export",
+        'completion: {prompt: "def f(", tokens: 8}',
+        "tasks: {names: [arc_easy], backends: [vllm]}",
+        "16:41",
+        "tasks.backends.0 is vllm, and there is no such export",
+        "add {kind: vllm} to export",
+    ),
+    Broken(
+        "text judged and fitted",
+        'completion: {prompt: "def f(", tokens: 8}',
+        "elsewhere: {perl: {source: {kind: text, files: [text.txt]}}}",
+        "16:22",
+        "elsewhere.perl.source reads",
+        "give each text of its own",
+    ),
     # Files that are not there
     Broken("no model", "source: model", "source: ./modle", "2:17", "no such folder", '"model"?'),
     Broken("not a model", "source: model", "source: text.txt", "2:17", "must be a folder"),

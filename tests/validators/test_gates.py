@@ -239,7 +239,10 @@ def test_a_size_that_could_not_be_read_fails_with_its_reason() -> None:
     ("result", "said"),
     [
         (PARITY, "answers as the model in memory does: 32 of 32 greedy tokens agree, "),
-        (replace(PARITY, agreed=31), "does not answer as the model in memory does: 31 of 32 greedy"),
+        (
+            replace(PARITY, agreed=31),
+            "does not answer as the model in memory does: 31 of 32 greedy",
+        ),
         (replace(PARITY, difference=0.2), "log-probabilities differ by up to 0.2, beyond 0.01"),
         (replace(PARITY, difference=math.nan), "log-probabilities are not finite in both"),
         (replace(PARITY, agreed=0, compared=0), "no tokens were compared"),
