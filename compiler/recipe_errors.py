@@ -192,13 +192,17 @@ def _legal(field: FieldInfo | None, path: Path, *, range_only: bool = False) -> 
         return "a string that is not empty" if filled else "a string"
     if kind is FilePath:
         return "the path of a file"
+    if kind is Path:
+        return "the path of a folder"
     if get_origin(kind) is Literal:
         return _one_of(get_args(kind))
     if kind is bool:
         return "true or false"
     if get_origin(kind) is list:
-        items = "string" if get_args(kind)[0] is str else "mapping"
-        return f"a list of one or more {items}s"
+        item, _ = _parts(get_args(kind)[0])
+        if get_origin(item) is Literal:
+            return f"a list of one or more of {', '.join(map(str, get_args(item)))}"
+        return f"a list of one or more {_PLURALS.get(item, 'mappings')}"
     kinds = _kinds(_sections(kind))
     return f"a mapping with a kind ({_one_of(kinds)})" if kinds else "a mapping"
 

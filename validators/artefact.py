@@ -92,7 +92,7 @@ def inspect(folder: Path) -> Artefact:
             f"{folder} holds neither a build nor a model",
             hint=f"a build has {MANIFEST} and hf/, a model has config.json and safetensors",
         )
-    weights, problems = None, []
+    weights, problems = None, list[str]()
     if not (folder / GRAPH).is_file():  # a graph's weights are in its own form
         weights, problems = read_weights(folder)
     problems += check_listing(folder)
