@@ -24,6 +24,7 @@ from prunec.compiler.recipe_sources import Section
 from prunec.compiler.recipe_yaml import Document, Origin, Path
 
 RANGE_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+_PLURALS = {str: "strings", FilePath: "paths", int: "whole numbers"}
 NUMBER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?")
 
 
@@ -192,8 +193,6 @@ def _legal(field: FieldInfo | None, path: Path, *, range_only: bool = False) -> 
         return "a string that is not empty" if filled else "a string"
     if kind is FilePath:
         return "the path of a file"
-    if kind is Path:
-        return "the path of a folder"
     if get_origin(kind) is Literal:
         return _one_of(get_args(kind))
     if kind is bool:

@@ -319,6 +319,13 @@ def test_a_mistake_in_an_option_points_at_the_option(recipe: Path) -> None:
         ("search.seed=one", 'search.seed is "one"; it must be a whole number of at least 0'),
         ("target=", "target is null; it must be a mapping"),
         ("calibration.source.files.0=gone.txt", "there is no such file"),
+        ("validate.tasks={names: []}", "it must be a list of one or more strings"),
+        ("validate.tasks={names: [a], include: 3}", "it must be a list of one or more paths"),
+        ("validate.speed={runtimes: []}", "it must be a list of one or more of hf, onnx, vllm"),
+        (
+            "validate.speed={runtimes: [hf], batch_sizes: []}",
+            "it must be a list of one or more whole numbers",
+        ),
         ("method.faithful=1", "method.faithful is 1; it must be true or false"),
         ("method.accumulation=weighted_mean", "is read with `faithful: true` only"),
         (
