@@ -30,6 +30,7 @@ from prunec.compiler.reporting import report_of
 from prunec.compiler.steps import RUNNERS
 from prunec.compiler.steps.context import Context, Summary
 from prunec.compiler.steps.export import (
+    CARD,
     describe_source,
     export_is_intact,
     folder_digests,
@@ -199,19 +200,22 @@ def _peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _tell_in_cards(context: Context, report: Report) -> None:
-    """Put what was measured into the model card of every artefact of this build."""
-    for step in context.plan.steps:
-        card = context.artefact(step) / "README.md" if step.kind == "export" else None
-        if card and card.is_file():
-            text = card.read_text(encoding="utf-8")
-            write_text(card, with_section(text, TITLE, measured_section(report), before="Loading"))
+def _tell_in_card(card: Path, report: Report) -> None:
+    """Put what was measured into an artefact's model card."""
+    if card.is_file():
+        text = card.read_text(encoding="utf-8")
+        write_text(card, with_section(text, TITLE, measured_section(report), before="Loading"))
 
 
 def _publish(context: Context, name: str, report: Report, done: Mapping[str, FinishedStep]) -> None:
     """Write the report, with what lm-eval wrote beside it, then the manifest of everything."""
     output = context.output
     (output / MANIFEST).unlink(missing_ok=True)
+    exports = [step for step in context.plan.steps if step.kind == "export"]
+    exported = [step for step in exports if step.name in done]
+    for step in exports:
+        if step not in exported:  # given up: an earlier build's would pass for this one's
+            shutil.rmtree(context.artefact(step), ignore_errors=True)
     (output / "report").mkdir(exist_ok=True)
     write_report(report, output / "report")
     shutil.rmtree(output / "report" / LM_EVAL, ignore_errors=True)
@@ -221,8 +225,8 @@ def _publish(context: Context, name: str, report: Report, done: Mapping[str, Fin
             copy = output / "report" / LM_EVAL / step.name.removeprefix("tasks-")
             if written.is_dir():
                 shutil.copytree(written, copy)
-    _tell_in_cards(context, report)
-    exported = [step for step in context.plan.steps if step.kind == "export" and step.name in done]
+    for step in exported:
+        _tell_in_card(context.artefact(step) / CARD, report)
     folders = [*(step.params["kind"] for step in exported), "report"]
     files: dict[str, Any] = {
         f"{folder}/{path}": {

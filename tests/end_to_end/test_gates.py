@@ -142,6 +142,8 @@ def test_a_search_that_ends_too_far_away_ends_the_build(
 ) -> None:
     lost = "validate.abort_if={divergence_above: 0.000001}"
     short = ("method={kind: tyr, rounds: 1, offspring: 4}", "search.budget.token_forwards=1600")
+    assert prunec("build", recipe, "--output", tmp_path, *options(*short)).returncode == 0
+    assert (tmp_path / "hf").exists()  # of another recipe then: it must not pass for this one's
     for _ in range(2):
         done = prunec("build", recipe, "--output", tmp_path, *options(*short, lost))
         assert done.returncode == 1, done.stderr
