@@ -34,8 +34,8 @@ def test_a_family_is_pruned_written_and_judged(
         "search.tokens=128",
     )
     done = prunec("build", recipe, "--output", tmp_path / "out", "--json", *settings)
-    assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
+    assert done.returncode == 0, [gate["message"] for gate in report["gates"]]
     assert report["pruned"]["sparsity"] == pytest.approx(0.5, abs=0.02)
     assert report["perplexity"]["pruned"] > 0
     done = prunec("inspect", tmp_path / "out", "--json")
