@@ -182,7 +182,7 @@ def before_write() -> Callable[..., contextlib.AbstractContextManager[None]]:
 @pytest.fixture
 def interrupt_at_write(
     before_write: Callable[..., contextlib.AbstractContextManager[None]],
-) -> Callable[[int], contextlib.AbstractContextManager[None]]:
+) -> Iterator[Callable[[int], contextlib.AbstractContextManager[None]]]:
     """`with interrupt_at_write(n):`: Ctrl-C just before the n-th file gets its name."""
 
     def interrupting(number: int) -> contextlib.AbstractContextManager[None]:
@@ -196,4 +196,7 @@ def interrupt_at_write(
 
         return before_write(count)
 
-    return interrupting
+    # Where the tests run in the background, a shell may have had the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield interrupting
+    signal.signal(signal.SIGINT, before)
