@@ -174,7 +174,12 @@ def before_write() -> Callable[..., contextlib.AbstractContextManager[None]]:
             mock.patch.object(Path, "rename", wrapped(rename)),
             mock.patch.object(Path, "replace", wrapped(replace)),
         ):
-            yield
+            # Where the tests run in the background, a shell may have had the signal ignored.
+            before = signal.signal(signal.SIGINT, signal.default_int_handler)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGINT, before)
 
     return patched
 
@@ -182,7 +187,7 @@ def before_write() -> Callable[..., contextlib.AbstractContextManager[None]]:
 @pytest.fixture
 def interrupt_at_write(
     before_write: Callable[..., contextlib.AbstractContextManager[None]],
-) -> Iterator[Callable[[int], contextlib.AbstractContextManager[None]]]:
+) -> Callable[[int], contextlib.AbstractContextManager[None]]:
     """`with interrupt_at_write(n):`: Ctrl-C just before the n-th file gets its name."""
 
     def interrupting(number: int) -> contextlib.AbstractContextManager[None]:
@@ -196,7 +201,4 @@ def interrupt_at_write(
 
         return before_write(count)
 
-    # Where the tests run in the background, a shell may have had the signal ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield interrupting
-    signal.signal(signal.SIGINT, before)
+    return interrupting
