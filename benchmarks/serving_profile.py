@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 #: Parts of the names of operators, in the order in which they are looked for.
 KINDS = {
@@ -86,15 +87,15 @@ def main() -> None:
     print(json.dumps({"prefill": prefill, "decode": step}))
 
 
-def _profiled(runner: object, ids: object, new_tokens: int, runs: int = 7) -> dict[str, float]:
+def _profiled(runner: Any, ids: Any, new_tokens: int, runs: int = 7) -> dict[str, float]:
     """Milliseconds by kind of work: the least of several runs, since a machine may be busy."""
     from torch.profiler import ProfilerActivity, profile
 
     least: dict[str, float] = {}
     for run in range(runs):
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
-            runner.generate(ids, new_tokens)  # type: ignore[attr-defined]
-        whole = 1e3 * sum(runner.generate(ids, new_tokens))  # type: ignore[attr-defined]
+            runner.generate(ids, new_tokens)
+        whole = 1e3 * sum(runner.generate(ids, new_tokens))
         spent = dict.fromkeys([*KINDS, HEAD, OTHER], 0.0)
         for event in profiled.key_averages(group_by_input_shape=True):
             spent[_kind(event, runner)] += event.self_cpu_time_total / 1e3
@@ -104,12 +105,12 @@ def _profiled(runner: object, ids: object, new_tokens: int, runs: int = 7) -> di
     return least
 
 
-def _kind(event: object, runner: object) -> str:
-    name = event.key  # type: ignore[attr-defined]
+def _kind(event: Any, runner: Any) -> str:
+    name = event.key
     for kind, parts in KINDS.items():
         if any(part in name for part in parts):
-            sizes = str(event.input_shapes)  # type: ignore[attr-defined]
-            is_head = kind == "matrices" and str(runner.vocab_size) in sizes  # type: ignore[attr-defined]
+            sizes = str(event.input_shapes)
+            is_head = kind == "matrices" and str(runner.vocab_size) in sizes
             return HEAD if is_head else kind
     return OTHER
 
