@@ -143,7 +143,7 @@ class SpeedCheck(Section):
     pairs: int = Field(
         default=9,
         ge=5,
-        description="Turns of each model that are counted; from 9 on an interval holds 99 %.",
+        description="Turns of each model that are counted; from 8 on an interval holds 99 %.",
     )
     min_speedup: dict[Runtime, Speedups] = Field(
         default={}, description="Gates by runtime, relative to the dense model."
