@@ -95,7 +95,7 @@ class PlanBuilder:
             "solver": "least_squares",
             "damping": method.damping,
             "dense_target": dense_target,
-            "first_order": method.first_order,
+            "first_order": getattr(method, "first_order", 0.0),
         }
 
     def budget(self) -> dict[str, Any]:

@@ -10,24 +10,38 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from prunec.compiler import recipe_checks
 from prunec.compiler.diagnostics import shown
 from prunec.compiler.recipe_checks import refusal
-from prunec.compiler.recipe_methods import MagnitudeMethod, Method, TyrMethod, UniformMethod
+from prunec.compiler.recipe_export import Export, HfExport, OnnxExport, VllmExport
+from prunec.compiler.recipe_methods import (
+    AdaPrunerMethod,
+    ImportanceMethod,
+    MagnitudeMethod,
+    Method,
+    TyrMethod,
+    UniformMethod,
+)
+from prunec.compiler.recipe_recover import BlockwiseRecovery, LoraRecovery, Recover
 from prunec.compiler.recipe_sources import (
+    FittingSource,
     HubSource,
     JsonlSource,
+    MixedSource,
     PythonStdlibSource,
     Section,
+    SelfSource,
     Source,
     Split,
     TextSource,
+    WholeWindows,
 )
 from prunec.compiler.recipe_target import Speedup, Target
+from prunec.compiler.recipe_texts import Reading, keep_apart, with_split
 from prunec.compiler.recipe_validation import (
     AbortIf,
     CompletionCheck,
@@ -38,27 +52,34 @@ from prunec.compiler.recipe_validation import (
     TasksCheck,
     TextCheck,
     Validation,
-    WholeWindows,
 )
 
 __all__ = [
     "AbortIf",
+    "AdaPrunerMethod",
+    "BlockwiseRecovery",
     "Calibration",
     "CompletionCheck",
     "Export",
+    "FittingSource",
     "HfExport",
     "HubSource",
+    "ImportanceMethod",
     "JsonlSource",
+    "LoraRecovery",
     "MagnitudeMethod",
     "Method",
+    "MixedSource",
     "ModelSpec",
     "OnnxExport",
     "ParityCheck",
     "PerplexityCheck",
     "PythonStdlibSource",
     "Recipe",
+    "Recover",
     "Search",
     "SearchBudget",
+    "SelfSource",
     "SizeCheck",
     "Source",
     "SpeedCheck",
@@ -118,16 +139,13 @@ class ModelSpec(Section):
         return path if path.is_absolute() else None
 
 
-# --- Data, search, export and validation ----------------------------------------------------------
+# --- Data, search and validation ------------------------------------------------------------------
 
 
 class Calibration(Section):
     """The text that the weights are refitted on."""
 
-    home: ClassVar[Split] = "calibration"
-    place: ClassVar[tuple[str, ...]] = ("calibration",)
-
-    source: Source = Field(description="Where the text comes from.")
+    source: FittingSource = Field(description="Where the text comes from.")
     sequence_length: int = Field(default=2048, ge=2, description="Tokens in one window of text.")
     tokens: WholeWindows = Field(
         default=131_072, ge=1, validate_default=True, description="Tokens read in all."
@@ -157,10 +175,7 @@ class SearchBudget(Section):
 class Search(Section):
     """How layouts are compared, and for how long."""
 
-    home: ClassVar[Split] = "search"
-    place: ClassVar[tuple[str, ...]] = ("search",)
-
-    source: Source | None = Field(
+    source: FittingSource | None = Field(
         default=None,
         description="Text that candidates are scored on. By default calibration's source, in "
         "windows that calibration did not take (for `python_stdlib` its search split).",
@@ -182,55 +197,6 @@ class Search(Section):
     )
 
 
-class HfExport(Section):
-    """A Hugging Face checkpoint: safetensors, config, tokenizer, model card."""
-
-    kind: Literal["hf"] = Field(description="The format that is written.")
-    max_shard_bytes: int = Field(
-        default=5_000_000_000,
-        ge=1_000_000,
-        description="A safetensors file larger than this is split, in bytes.",
-    )
-
-
-class VllmExport(Section):
-    """A folder that `vllm serve` opens, safetensors as in the Hugging Face checkpoint."""
-
-    kind: Literal["vllm"] = Field(description="The format that is written.")
-    dialect: Literal["plugin", "decilm"] = Field(
-        default="plugin",
-        description="How layers of different shapes are said. `plugin`: exactly; vLLM finds the "
-        "model's class where prunec is installed. `decilm`: as vLLM's stock DeciLM, with query "
-        "heads filled up with zeros to one number for all layers; needs no prunec where it is "
-        "served, but `--trust-remote-code` for a configuration file.",
-    )
-    tensor_parallel: int = Field(
-        default=1,
-        ge=1,
-        description="GPUs that a layer is to be split over: query heads and FFN widths stay "
-        "multiples of it, KV heads divide it or are multiples of it.",
-    )
-    max_shard_bytes: int = Field(
-        default=5_000_000_000,
-        ge=1_000_000,
-        description="A safetensors file larger than this is split, in bytes.",
-    )
-
-
-class OnnxExport(Section):
-    """A folder for ONNX Runtime and onnxruntime-genai: a graph with a KV cache, its weights."""
-
-    kind: Literal["onnx"] = Field(description="The format that is written.")
-    precision: Literal["float32", "float16", "int8", "int4"] = Field(
-        default="float32",
-        description="What the weights are stored as, whatever model.dtype. `int8` and `int4` are "
-        "of the matrices only, in blocks of 32 with a scale each; all else is float32 then.",
-    )
-
-
-Export = Annotated[HfExport | VllmExport | OnnxExport, Field(discriminator="kind")]
-
-
 class Recipe(Section):
     """A recipe: what prunec is to make of which model, and how that is judged."""
 
@@ -241,12 +207,17 @@ class Recipe(Section):
     calibration: Calibration | None = Field(
         default=None,
         validate_default=True,
-        description="The text that the weights are refitted on; `tyr` and `uniform` need it.",
+        description="The text that the weights are refitted on, or units are scored on; all "
+        "methods but `magnitude` need it.",
     )
     search: Search | None = Field(
         default=None,
         validate_default=True,
-        description="How `tyr` compares layouts, and for how long; other methods do not search.",
+        description="How `tyr` compares layouts, and for how long; the text that `adapruner` "
+        "judges trials on. Other methods do not search.",
+    )
+    recover: Recover | None = Field(
+        default=None, description="How the pruned model is trained back, before it is written."
     )
     export: list[Export] = Field(
         min_length=1, description="The formats that are written, at most one of each kind."
@@ -270,7 +241,10 @@ class Recipe(Section):
         cls, calibration: Calibration | None, info: ValidationInfo
     ) -> Calibration | None:
         _check_read("calibration", calibration, info, required=True)
-        return calibration and _at_home(calibration)
+        if calibration is None:
+            return None
+        source = with_split(calibration.source, "calibration")
+        return calibration.model_copy(update={"source": source})
 
     @field_validator("search")
     @classmethod
@@ -281,18 +255,58 @@ class Recipe(Section):
         if calibration is None or method is None or "search" not in method.reads:
             return search
         search = search or Search()
-        if search.source is None and isinstance(calibration.source, PythonStdlibSource):
-            search = search.model_copy(update={"source": PythonStdlibSource(kind="python_stdlib")})
-        search = _at_home(search)
+        if isinstance(method, AdaPrunerMethod) and method.inner != "tyr":
+            for name in ("searcher", "budget"):
+                if name in search.model_fields_set:
+                    raise refusal(
+                        f"is not read by method `adapruner` with `inner: {method.inner}`",
+                        "remove it; method.trials says how long is searched",
+                        within=(name,),
+                    )
+        source = search.source or with_split(calibration.source, None, anew=True)
+        search = search.model_copy(update={"source": with_split(source, "search")})
         if search.tokens < calibration.sequence_length:
             raise refusal(
                 f"is {search.tokens}; it must be at least calibration.sequence_length "
                 f"({calibration.sequence_length})",
                 within=("tokens",),
             )
-        _keep_apart(calibration, search, Search.place)
+        keep_apart(_fitted("calibration", calibration), _fitted("search", search))
         seed = calibration.seed if search.seed is None else search.seed
         return search.model_copy(update={"seed": seed})
+
+    @field_validator("recover")
+    @classmethod
+    def _settle_recover(cls, recover: Recover | None, info: ValidationInfo) -> Recover | None:
+        if recover is None or "calibration" not in info.data:
+            return recover
+        calibration: Calibration | None = info.data["calibration"]
+        source, length = recover.source, recover.sequence_length
+        if calibration is None and (source is None or length is None):
+            missing = "source" if source is None else "sequence_length"
+            raise refusal(
+                f"has no {missing}, and there is no calibration whose it could take",
+                f"give recover.{missing}",
+            )
+        if calibration is not None:
+            source, length = source or calibration.source, length or calibration.sequence_length
+        held_out = recover.held_out
+        if held_out is None and isinstance(source, PythonStdlibSource):
+            held_out = PythonStdlibSource(kind="python_stdlib", split="search")
+        settled = {
+            "source": source and with_split(source, "calibration"),
+            "sequence_length": length,
+            "held_out": held_out and with_split(held_out, "search"),
+        }
+        recover = recover.model_copy(update=settled)
+        for name in ("tokens", "held_out_tokens", "batch_tokens"):
+            if getattr(recover, name) < (recover.sequence_length or 0):
+                raise refusal(
+                    f"is {getattr(recover, name)}; it must be at least one window of text "
+                    f"({recover.sequence_length} tokens)",
+                    within=(name,),
+                )
+        return recover
 
     @field_validator("export")
     @classmethod
@@ -313,16 +327,23 @@ class Recipe(Section):
     ) -> Validation | None:
         if validation is None:
             return validation
-        perplexity = validation.perplexity and _at_home(validation.perplexity)
-        elsewhere = {name: _at_home(check) for name, check in validation.elsewhere.items()}
-        for section in (info.data.get("calibration"), info.data.get("search")):
-            if section is None:
-                continue
-            if perplexity:
-                _keep_apart(section, perplexity, PerplexityCheck.place)
-            for name, check in elsewhere.items():
-                _keep_apart(section, check, ("validate", "elsewhere", name))
-        if validation.abort_if and info.data.get("search") is None:
+        perplexity = validation.perplexity and _judging(validation.perplexity)
+        elsewhere = {name: _judging(check) for name, check in validation.elsewhere.items()}
+        judging = [
+            Reading(("validate", "elsewhere", name), "evaluation", check.source)
+            for name, check in elsewhere.items()
+        ]
+        if perplexity:
+            judging.insert(0, Reading(("validate", "perplexity"), "evaluation", perplexity.source))
+        for name in ("calibration", "search", "recover"):
+            if section := info.data.get(name):
+                for text in judging:
+                    keep_apart(_fitted(name, section), text)
+        method: Method | None = info.data.get("method")
+        searches = isinstance(method, TyrMethod) or (
+            isinstance(method, AdaPrunerMethod) and method.inner == "tyr"
+        )
+        if validation.abort_if and not searches:
             raise refusal(
                 "is read after a search, and the method does not search",
                 "remove it",
@@ -332,7 +353,16 @@ class Recipe(Section):
         return validation.model_copy(update={"perplexity": perplexity, "elsewhere": elsewhere})
 
 
-Reading = TypeVar("Reading", Calibration, Search, PerplexityCheck, TextCheck)
+Judging = TypeVar("Judging", bound=TextCheck)
+
+
+def _judging(check: Judging) -> Judging:
+    return check.model_copy(update={"source": with_split(check.source, "evaluation")})
+
+
+def _fitted(name: str, section: Calibration | Search | Recover) -> Reading:
+    home: Split = "search" if name == "search" else "calibration"
+    return Reading((name,), home, section.source, may_share=name == "search")
 
 
 def _check_read(name: str, section: object, info: ValidationInfo, *, required: bool) -> None:
@@ -347,14 +377,6 @@ def _check_read(name: str, section: object, info: ValidationInfo, *, required: b
             f"is missing; method `{method.kind}` needs it",
             f"for example {name}: {{source: {{kind: text, files: [mine/*.txt]}}}}",
         )
-
-
-def _at_home(section: Reading) -> Reading:
-    """The section with its split named, where its source is the standard library."""
-    source = section.source
-    if not isinstance(source, PythonStdlibSource) or source.split is not None:
-        return section
-    return section.model_copy(update={"source": source.model_copy(update={"split": section.home})})
 
 
 def _check_runnable(validation: Validation, exports: list[Export]) -> None:
@@ -375,53 +397,6 @@ def _check_runnable(validation: Validation, exports: list[Export]) -> None:
                 "add {kind: vllm} to export",
                 within=("tasks", "backends", index),
             )
-
-
-def _keep_apart(
-    earlier: Calibration | Search, later: Search | TextCheck, place: tuple[str, ...]
-) -> None:
-    """Refuses one text for two purposes; of splits, points at the section that left its own.
-
-    place: of the later one, in the recipe.
-
-    A search may name calibration's very source: it then reads windows that calibration does not.
-    """
-    one, two = earlier.source, later.source
-    if one is None or two is None or (one == two and isinstance(later, Search) and not _split(one)):
-        return
-    if (shared := _shared_text(one, two)) is None:
-        return
-    if _split(one):
-        sides = (earlier.home, earlier.place, place), (later.home, place, earlier.place)
-        home, astray, other = sides[0] if _split(two) == later.home else sides[1]
-        raise refusal(
-            f"is {shared}, which {'.'.join(other)} reads too; they must be disjoint",
-            f"remove it: the split that is read there by default is {home}",
-            at=(*astray, "source", "split"),
-        )
-    raise refusal(
-        f"reads {shared}, as {'.'.join(earlier.place)} does; they must be disjoint",
-        "give each text of its own; what was fitted to cannot judge",
-        at=(*place, "source"),
-    )
-
-
-def _split(source: Source) -> Split | None:
-    return source.split if isinstance(source, PythonStdlibSource) else None
-
-
-def _shared_text(one: Source, two: Source) -> str | None:
-    """What two sources have in common, as far as it shows; None where that is nothing."""
-    match one, two:
-        case PythonStdlibSource(), PythonStdlibSource() if one.split == two.split:
-            return f'"{one.split}"'
-        case (TextSource() | JsonlSource(), TextSource() | JsonlSource()):
-            common = sorted({*one.files} & {*two.files})
-            return common[0] if common else None
-        case HubSource(), HubSource():
-            same = (one.dataset, one.config, one.split) == (two.dataset, two.config, two.split)
-            return f"{one.dataset} ({one.split})" if same else None
-    return None
 
 
 def recipe_schema() -> dict[str, Any]:

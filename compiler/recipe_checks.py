@@ -11,8 +11,9 @@ from __future__ import annotations
 import difflib
 import glob
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationInfo
 from pydantic_core import PydanticCustomError
@@ -138,6 +139,44 @@ def text_files(patterns: list[str], info: ValidationInfo) -> list[str]:
             )
         found |= files
     return sorted(found)
+
+
+def some_weight(parts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Refuses a mixture of which nothing is taken."""
+    if parts and not any(part.weight for part in parts.values()):
+        raise refusal("gives every part the weight 0", "give one of them a weight above 0")
+    return parts
+
+
+def some_share(weights: Mapping[str, float]) -> Mapping[str, float]:
+    """Refuses weights that are all 0."""
+    if weights and not any(weights.values()):
+        raise refusal("gives every metric the weight 0", "give one of them a weight above 0")
+    return weights
+
+
+def ascending(interval: list[float]) -> list[float]:
+    """Refuses [least, most] the wrong way round."""
+    if interval[0] > interval[1]:
+        raise refusal(f"is {interval}; it is written [least, most]")
+    return interval
+
+
+def positive(interval: list[float]) -> list[float]:
+    """Refuses a 0 where values lie on a logarithmic scale."""
+    if interval[0] <= 0:
+        raise refusal(f"is {interval}; both must be above 0")
+    return interval
+
+
+def study_file(path: Path | None, info: ValidationInfo) -> Path | None:
+    """The absolute path of a file that may exist, in a folder that does."""
+    if path is None:
+        return None
+    found = _absolute(str(path), info)
+    if not found.parent.is_dir():
+        raise refusal(f"is {quoted(str(path))}; there is no folder {found.parent}")
+    return found
 
 
 def fills_a_window(tokens: int, info: ValidationInfo) -> int:

@@ -7,10 +7,12 @@ A method's `reads` names the optional sections of a recipe that it obeys. Import
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
+from prunec.compiler import recipe_checks
 from prunec.compiler.recipe_checks import refusal
 from prunec.compiler.recipe_sources import Section
 
@@ -115,6 +117,213 @@ class UniformMethod(Section):
     first_order: FirstOrder = 0.0
 
 
+Metric = Literal[
+    "magnitude_l1",
+    "magnitude_l2",
+    "wanda",
+    "fluctuation",
+    "taylor_first",
+    "taylor_second",
+    "taylor_mixed",
+    "taylor_vector",
+    "obs",
+    "reconstruction",
+    "cfsp",
+]
+Aggregation = Literal["sum", "product", "max", "mean", "last"]
+Allocation = Literal["uniform", "influence", "angular"]
+Exponent = Annotated[float, Field(gt=0, le=4)]
+
+
+class ImportanceMethod(Section):
+    """Score every unit once by what it is worth, remove those of the lowest scores."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"calibration"})
+
+    kind: Literal["importance"] = Field(description="How the model is made smaller.")
+    metrics: Annotated[
+        dict[Metric, Annotated[float, Field(ge=0)]], AfterValidator(recipe_checks.some_share)
+    ] = Field(
+        default={"obs": 1.0},
+        min_length=1,
+        description="What a unit's worth is measured by; of several, the mean with these weights, "
+        "each divided by its own mean over the sublayer's units before.",
+    )
+    aggregation: Aggregation = Field(
+        default="sum",
+        description="What becomes of the scores of the matrices that a unit has a part in, where a "
+        "metric scores more than the last one; `last` is that of the output or down projection.",
+    )
+    exponent: Exponent = Field(
+        default=1.0, description="Power that a metric's scores are raised to before they are mixed."
+    )
+    allocation: Allocation = Field(
+        default="uniform",
+        description="How much each layer keeps. `uniform`: all the same share; `influence`: more "
+        "where the layer turns the hidden states further, by 1 − cosine (ShortGPT's block "
+        "influence); `angular`: the same by the angle (CFSP's coarse score).",
+    )
+    spread: float = Field(
+        default=1.0,
+        ge=0,
+        le=10,
+        description="How far `allocation` departs from uniform: 0 not at all.",
+    )
+    refit: bool = Field(
+        default=True,
+        description="Whether the weights that stay are fitted to make up for what goes, layer by "
+        "layer, as `tyr` and `uniform` do.",
+    )
+    damping: Damping = 0.01
+    dense_target: DenseTarget = 0.5
+
+
+class CalibrationSpace(Section):
+    """Which part of the calibration text a trial may calibrate on."""
+
+    mixture: bool = Field(
+        default=True,
+        description="Whether the weights of a mixture's parts are tuned, where the source is one; "
+        "otherwise they stay as given.",
+    )
+    lengths: list[Annotated[int, Field(ge=2)]] = Field(
+        default=[],
+        description="Lengths of window to choose from, in tokens; by default only "
+        "calibration.sequence_length.",
+    )
+    loss_quantiles: int = Field(
+        default=3,
+        ge=1,
+        le=8,
+        description="Classes of equal size that windows are sorted into by the dense model's loss "
+        "on them, of which a trial takes one or all; 1 sorts nothing.",
+    )
+    groups: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Groups that the windows of each kind are dealt into. Statistics are kept for "
+        "each, and a trial calibrates on some of them: how many, and which, is tuned.",
+    )
+
+
+class MetricSpace(Section):
+    """How a trial may score units."""
+
+    metrics: list[Metric] = Field(
+        default=["magnitude_l2", "wanda", "taylor_first", "taylor_second", "taylor_vector", "obs"],
+        min_length=1,
+        description="The metrics that are mixed, each with a weight that is tuned.",
+    )
+    aggregations: list[Aggregation] = Field(
+        default=["sum", "max", "last"],
+        min_length=1,
+        description="What becomes of the scores of a unit's matrices, as of `importance`.",
+    )
+    exponents: list[Exponent] = Field(
+        default=[0.5, 1.0, 2.0],
+        min_length=1,
+        description="Powers that scores are raised to, as of `importance`.",
+    )
+    allocations: list[Allocation] = Field(
+        default=["uniform", "influence", "angular"],
+        min_length=1,
+        description="How much each layer keeps; what target.layout: uniform allows is `uniform`.",
+    )
+
+
+Interval = Annotated[
+    list[Annotated[float, Field(ge=0)]],
+    Field(min_length=2, max_length=2),
+    AfterValidator(recipe_checks.ascending),
+]
+
+
+class SolverSpace(Section):
+    """How a trial may pose the local problems of `tyr` and `uniform`: [least, most]."""
+
+    first_order: Interval = Field(
+        default=[0.0, 1.0], description="Weight of Týr's first-order term."
+    )
+    damping: Annotated[Interval, AfterValidator(recipe_checks.positive)] = Field(
+        default=[0.001, 0.1], description="Damping, on a logarithmic scale."
+    )
+
+
+class AdaPrunerMethod(Section):
+    """Choose by Bayesian optimisation what is calibrated on and what a unit's worth is measured
+    by; then prune with what was found best."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"calibration", "search"})
+    #: What `faithful` obeys; it settles everything else as published.
+    published: ClassVar[frozenset[str]] = frozenset(
+        {"kind", "faithful", "trials", "sampler", "startup_trials", "study", "calibration"}
+    )
+
+    kind: Literal["adapruner"] = Field(description="How the model is made smaller.")
+    inner: Literal["importance", "uniform", "tyr"] = Field(
+        default="importance",
+        description="What is tuned: `importance` by its metrics, `uniform` and `tyr` by how their "
+        "local problems are posed. All are tuned by their calibration text.",
+    )
+    faithful: bool = Field(
+        default=False,
+        description="Prune as AdaPruner was published, as far as that is known: Taylor metrics of "
+        "whole vectors and single elements, nothing refitted, the outermost layers left whole.",
+    )
+    trials: int = Field(default=40, ge=2, le=10_000, description="Settings that are tried.")
+    sampler: Literal["tpe", "random"] = Field(
+        default="tpe", description="How settings are proposed; `random` is the floor to beat."
+    )
+    startup_trials: int = Field(
+        default=10, ge=1, description="Random trials before the sampler learns from them."
+    )
+    objective: Literal["divergence", "perplexity"] = Field(
+        default="divergence",
+        description="What a trial is judged by on the text of `search`: how far the pruned model "
+        "is from the dense one, or its own perplexity.",
+    )
+    study: Annotated[Path | None, Field(strict=False), AfterValidator(recipe_checks.study_file)] = (
+        Field(
+            default=None,
+            description="An SQLite file that trials are kept in, by default one in the build's "
+            "store. Builds that name the same file and differ in nothing that a trial depends on "
+            "share their trials. Optuna's dashboard opens it.",
+        )
+    )
+    calibration: CalibrationSpace = Field(
+        default=CalibrationSpace(), description="The calibration text's part of the space."
+    )
+    metric: MetricSpace = Field(
+        default=MetricSpace(), description="The metrics' part of the space, for `importance`."
+    )
+    solver: SolverSpace = Field(
+        default=SolverSpace(), description="The solver's part, for `uniform` and `tyr`."
+    )
+    refit: bool = Field(
+        default=True, description="As of `importance`; `uniform` and `tyr` always refit."
+    )
+    damping: Annotated[
+        float, Field(gt=0, description="As of `importance`; of the others it is tuned.")
+    ] = 0.01
+    dense_target: DenseTarget = 0.5
+
+    @field_validator("*")
+    @classmethod
+    def _is_read(cls, value: object, info: ValidationInfo) -> object:
+        name = info.field_name or ""
+        if value == cls.model_fields[name].default:
+            return value
+        if info.data.get("faithful", False) and name not in cls.published:
+            raise refusal("is not read with `faithful: true`", "remove it")
+        inner = info.data.get("inner", "importance")
+        if name in ("metric", "refit", "damping", "faithful") and inner != "importance":
+            raise refusal(f"is not read with `inner: {inner}`", "remove it")
+        if name == "solver" and inner == "importance":
+            raise refusal("is read with `inner: uniform` and `inner: tyr` only", "remove it")
+        return value
+
+
 class MagnitudeMethod(Section):
     """The units of smallest weight norm go, nothing is refitted: the floor to beat."""
 
@@ -122,4 +331,7 @@ class MagnitudeMethod(Section):
     kind: Literal["magnitude"] = Field(description="How the model is made smaller.")
 
 
-Method = Annotated[TyrMethod | UniformMethod | MagnitudeMethod, Field(discriminator="kind")]
+Method = Annotated[
+    TyrMethod | UniformMethod | ImportanceMethod | AdaPrunerMethod | MagnitudeMethod,
+    Field(discriminator="kind"),
+]

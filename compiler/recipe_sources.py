@@ -20,6 +20,8 @@ class Section(BaseModel):
 
 
 Split = Literal["calibration", "search", "evaluation"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
+WholeWindows = Annotated[int, AfterValidator(recipe_checks.fills_a_window)]
 Files = Annotated[
     list[str],
     Field(
@@ -79,4 +81,41 @@ class HubSource(Section):
 
 Source = Annotated[
     PythonStdlibSource | TextSource | JsonlSource | HubSource, Field(discriminator="kind")
+]
+
+
+class SelfSource(Section):
+    """Text that the dense model itself writes, for users who have none of its kind."""
+
+    kind: Literal["self"] = Field(description="Where the text comes from.")
+    temperature: float = Field(
+        default=1.0, gt=0, le=4, description="What logits are divided by before sampling."
+    )
+
+
+class MixedPart(Section):
+    """One of the texts of a mixture."""
+
+    source: Annotated[
+        PythonStdlibSource | TextSource | JsonlSource | HubSource | SelfSource,
+        Field(discriminator="kind"),
+    ] = Field(description="Where its text comes from.")
+    weight: float = Field(
+        default=1.0, ge=0, description="Its share of the tokens, relative to the other parts'."
+    )
+
+
+class MixedSource(Section):
+    """Several texts by names of yours, each with its share of the windows."""
+
+    kind: Literal["mix"] = Field(description="Where the text comes from.")
+    parts: Annotated[dict[Name, MixedPart], AfterValidator(recipe_checks.some_weight)] = Field(
+        min_length=2, description="The texts, by name."
+    )
+
+
+#: What may be fitted to. Text that judges is never a mixture and never the model's own.
+FittingSource = Annotated[
+    PythonStdlibSource | TextSource | JsonlSource | HubSource | SelfSource | MixedSource,
+    Field(discriminator="kind"),
 ]

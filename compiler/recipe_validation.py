@@ -8,17 +8,16 @@ through `prunec.compiler.recipe`, which is the whole contract.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from prunec.compiler import recipe_checks
 from prunec.compiler.diagnostics import quoted
 from prunec.compiler.recipe_checks import refusal
-from prunec.compiler.recipe_sources import Section, Source, Split
+from prunec.compiler.recipe_sources import Name, Section, Source, WholeWindows
 
 Positive = Annotated[float, Field(gt=0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
 Runtime = Literal["hf", "onnx", "vllm"]
 Backend = Literal["hf", "vllm"]
 Folder = Annotated[
@@ -26,13 +25,10 @@ Folder = Annotated[
     Field(strict=False),  # YAML has no paths
     AfterValidator(recipe_checks.existing_folder),
 ]
-WholeWindows = Annotated[int, AfterValidator(recipe_checks.fills_a_window)]
 
 
 class TextCheck(Section):
     """Perplexity of both models on text that fitted nothing, and how far apart they are on it."""
-
-    home: ClassVar[Split] = "evaluation"
 
     source: Source = Field(description="Where the text comes from.")
     sequence_length: int = Field(default=256, ge=2, description="Tokens in one window of text.")
@@ -55,8 +51,6 @@ class TextCheck(Section):
 
 class PerplexityCheck(TextCheck):
     """Perplexity and divergence on text of the kind that the model is meant for."""
-
-    place: ClassVar[tuple[str, ...]] = ("validate", "perplexity")
 
 
 class TasksCheck(Section):

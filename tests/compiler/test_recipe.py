@@ -102,7 +102,8 @@ def test_faithful_has_defaults_of_its_own(recipe: Path) -> None:
 def test_search_reads_calibration_s_other_windows_unless_told(recipe: Path) -> None:
     hub = "calibration.source={kind: hub, dataset: org/text}"
     settled = load_recipe(recipe, [hub])
-    assert settled.search is not None and settled.search.source is None
+    assert settled.search is not None and settled.calibration is not None
+    assert settled.search.source == settled.calibration.source
     settled = load_recipe(recipe, [hub, "search.source={kind: hub, dataset: wikitext}"])
     assert settled.search is not None
     assert settled.search.source == HubSource(kind="hub", dataset="wikitext")

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which text of a recipe serves which purpose: what is fitted to cannot judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prunec.compiler.recipe_checks import refusal
+from prunec.compiler.recipe_sources import (
+    FittingSource,
+    HubSource,
+    JsonlSource,
+    MixedSource,
+    PythonStdlibSource,
+    Split,
+    TextSource,
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A section that reads text: where it stands in the recipe, and the split that is its own.
+
+    may_share: whether it may read an earlier section's very source, in windows of its own
+    """
+
+    place: tuple[str, ...]
+    home: Split
+    source: FittingSource | None
+    may_share: bool = False
+
+
+def with_split(source: FittingSource, split: Split | None, *, anew: bool = False) -> FittingSource:
+    """The source with a split named wherever it is the standard library and names none; `anew`:
+    whatever it names."""
+    if isinstance(source, MixedSource):
+        parts = {
+            name: part.model_copy(update={"source": with_split(part.source, split, anew=anew)})
+            for name, part in source.parts.items()
+        }
+        return source.model_copy(update={"parts": parts})
+    if isinstance(source, PythonStdlibSource) and (anew or source.split is None):
+        return source.model_copy(update={"split": split})
+    return source
+
+
+def keep_apart(earlier: Reading, later: Reading) -> None:
+    """Refuses one text for two purposes; of splits, points at the section that left its own."""
+    if earlier.source is None or later.source is None:
+        return
+    for one_at, one in _parts(earlier.source):
+        for two_at, two in _parts(later.source):
+            if later.may_share and one == two and not _split(one):
+                continue
+            if (shared := _shared_text(one, two)) is None:
+                continue
+            here, there = (*earlier.place, *one_at), (*later.place, *two_at)
+            if _split(one):
+                sides = (earlier.home, here, there), (later.home, there, here)
+                home, astray, other = sides[0] if _split(two) == later.home else sides[1]
+                raise refusal(
+                    f"is {shared}, which {'.'.join(other)} reads too; they must be disjoint",
+                    f"remove it: the split that is read there by default is {home}",
+                    at=(*astray, "source", "split"),
+                )
+            raise refusal(
+                f"reads {shared}, as {'.'.join(here)} does; they must be disjoint",
+                "give each text of its own; what was fitted to cannot judge",
+                at=(*there, "source"),
+            )
+
+
+def _parts(source: FittingSource) -> list[tuple[tuple[str, ...], FittingSource]]:
+    """The texts of a source, each with where it stands below the section that reads it."""
+    if not isinstance(source, MixedSource):
+        return [((), source)]
+    return [(("source", "parts", name), part.source) for name, part in source.parts.items()]
+
+
+def _split(source: FittingSource) -> Split | None:
+    return source.split if isinstance(source, PythonStdlibSource) else None
+
+
+def _shared_text(one: FittingSource, two: FittingSource) -> str | None:
+    """What two sources have in common, as far as it shows; None where that is nothing."""
+    match one, two:
+        case PythonStdlibSource(), PythonStdlibSource() if one.split == two.split:
+            return f'"{one.split}"'
+        case (TextSource() | JsonlSource(), TextSource() | JsonlSource()):
+            common = sorted({*one.files} & {*two.files})
+            return common[0] if common else None
+        case HubSource(), HubSource():
+            same = (one.dataset, one.config, one.split) == (two.dataset, two.config, two.split)
+            return f"{one.dataset} ({one.split})" if same else None
+    return None
