@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ _EMBEDDING = "model.embed_tokens.weight"
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 GRAPH = "model.onnx"
 _CHECKPOINTS = ("hf", "vllm")  # exports that are checkpoints; the first one there is described
+_EXPORTS = (*_CHECKPOINTS, "onnx")
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,11 @@ class Artefact:
         }
 
 
-def inspect(folder: Path) -> Artefact:
+def inspect(folder: Path, reading: Callable[[str], None] = lambda name: None) -> Artefact:
     """Describe a build's output, a model folder that prunec wrote, or any other checkpoint.
 
-    Reads headers, not weights; what lists its files' hashes is also read once, to check them.
+    Reads headers, not weights; what lists its files' hashes is also read once, to check them, and
+    `reading` is told of each such file.
     ValidationError for a folder that is none of the three.
     """
     if not folder.is_dir():
@@ -85,8 +87,8 @@ def inspect(folder: Path) -> Artefact:
             f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist",
             hint="give the output folder of a build, or a folder with config.json",
         )
-    if (folder / MANIFEST).exists() or any((folder / kind).is_dir() for kind in _CHECKPOINTS):
-        return _inspect_build(folder)
+    if (folder / MANIFEST).exists() or any((folder / kind).is_dir() for kind in _EXPORTS):
+        return _inspect_build(folder, reading)
     if not (folder / "config.json").is_file():
         raise ValidationError(
             f"{folder} holds neither a build nor a model",
@@ -95,19 +97,20 @@ def inspect(folder: Path) -> Artefact:
     weights, problems = None, list[str]()
     if not (folder / GRAPH).is_file():  # a graph's weights are in its own form
         weights, problems = read_weights(folder)
-    problems += check_listing(folder)
+    problems += check_listing(folder, reading)
     recipe = _text(folder / "prunec" / "recipe.yaml")
     kind: Literal["pruned", "model"] = "model" if recipe is None else "pruned"
     return Artefact(folder, kind, weights, recipe, None, tuple(problems))
 
 
-def _inspect_build(folder: Path) -> Artefact:
-    problems = check_manifest(folder)
+def _inspect_build(folder: Path, reading: Callable[[str], None]) -> Artefact:
+    problems = check_manifest(folder, reading)
     weights, report = None, None
-    kind = next((each for each in _CHECKPOINTS if (folder / each).is_dir()), _CHECKPOINTS[0])
+    kind = next((each for each in _EXPORTS if (folder / each).is_dir()), _EXPORTS[0])
     try:
-        weights, wrong = read_weights(folder / kind)
-        problems += [f"{kind}: {sentence}" for sentence in wrong]
+        if kind in _CHECKPOINTS:  # a graph's weights are in its own form
+            weights, wrong = read_weights(folder / kind)
+            problems += [f"{kind}: {sentence}" for sentence in wrong]
     except ValidationError as error:
         problems.append(error.message)
     try:

@@ -69,12 +69,13 @@ class Code:
 class Figure:
     """The place of a picture, by its name, and what says the same where it is not shown.
 
-    bars: its content as lines of text; table: as numbers
+    bars: its content as lines of text; table: as numbers, which `summary` announces
     """
 
     name: str
     bars: str = ""
     table: Table | None = None
+    summary: str = "In numbers"
     block: ClassVar[str] = "figure"
 
 

@@ -62,7 +62,7 @@ _Numbers = Iterator[tuple[str, str, Cell]]
 def rows_of(sides: Sequence[Side]) -> list[Row]:
     """All rows that any artefact has something in."""
     rows = []
-    for section in (_sizes, _texts, _tasks, _speeds, _footprints, _verdict):
+    for section in (_sizes, _making, _texts, _tasks, _speeds, _footprints, _verdict):
         found = [{key: (title, cell) for key, title, cell in section(side)} for side in sides]
         titles = {key: title for each in found for key, (title, _) in each.items()}
         for key, title in titles.items():
@@ -105,6 +105,22 @@ def _layers(side: Side) -> Cell | None:
     )
     without = [f"{layers} without {what}" for what, layers in lost if layers]
     return Cell("\n".join([str(len(kinds)), *without]), len(kinds))
+
+
+def _making(side: Side) -> _Numbers:
+    """What a tuner found, and what recovery gained, each on the texts of its own recipe."""
+    report = side.report
+    if report and (tuned := report.tuning):
+        best = next((trial.value for trial in tuned.trials if trial.number == tuned.best), None)
+        text = f"{number(best, 4)}\n{tuned.sampler}, {len(tuned.trials)} trials"
+        yield f"tuning.{tuned.objective}", f"tuned {tuned.objective}", Cell(text, best)
+    if report and (found := report.recovery):
+        if not found.kept:
+            yield "recovery.ratio", "recovery, held-out loss", Cell("1.000\nnot kept", 1.0)
+            return
+        ratio = found.after / found.before if found.before else math.nan
+        text = f"{number(ratio, 3)}\n{number(found.before, 4)} → {number(found.after, 4)}"
+        yield "recovery.ratio", "recovery, held-out loss", Cell(text, ratio)
 
 
 def _texts(side: Side) -> _Numbers:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunec.validators.picture_of_layers import describe_layers, draw_layers
+from prunec.validators.picture_of_recovery import describe_recovery, draw_recovery, finite_points
 from prunec.validators.picture_of_scores import (
     describe_speeds,
     describe_tasks,
@@ -25,6 +26,7 @@ from prunec.validators.picture_of_scores import (
     texts_of,
 )
 from prunec.validators.picture_of_search import describe_search, draw_search, finite_history
+from prunec.validators.picture_of_tuning import describe_tuning, draw_tuning, finite_trials
 from prunec.validators.themes import LIGHT, Theme, style
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from prunec.validators.results import Report
 
-_NAMES = ("layers", "search", "texts", "tasks", "speed")
+_NAMES = ("layers", "tuning", "search", "recovery", "texts", "tasks", "speed")
 
 #: The names of all files that pictures may have.
 PICTURE_FILES = tuple(f"{name}.{kind}" for name in _NAMES for kind in ("svg", "png"))
@@ -79,10 +81,7 @@ class Picture:
 
 
 def pictures_of(report: Report) -> list[Picture]:
-    """Those of `layers`, `search`, `texts`, `tasks` and `speed` that there is anything to show for.
-
-    Nothing is drawn yet.
-    """
+    """Those of a report's pictures that there is anything to show for. Nothing is drawn yet."""
     layers, dense = report.layers, report.dense_layers
     pictures = []
     if layers:
@@ -90,10 +89,20 @@ def pictures_of(report: Report) -> list[Picture]:
         pictures.append(
             Picture("layers", words, lambda theme, width: draw_layers(layers, dense, theme, width))
         )
+    if (tuning := report.tuning) and finite_trials(tuning):
+        words = describe_tuning(tuning)
+        pictures.append(
+            Picture("tuning", words, lambda theme, width: draw_tuning(tuning, theme, width))
+        )
     if (search := report.search) and finite_history(search):
         words = describe_search(search)
         pictures.append(
             Picture("search", words, lambda theme, width: draw_search(search, theme, width))
+        )
+    if (recovery := report.recovery) and finite_points(recovery):
+        words = describe_recovery(recovery)
+        pictures.append(
+            Picture("recovery", words, lambda theme, width: draw_recovery(recovery, theme, width))
         )
     if texts := texts_of(report.perplexity, report.elsewhere):
         words = describe_texts(texts)

@@ -103,8 +103,12 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """Settings that were tried. value: the objective, None where there is none; state: `complete`,
-    `pruned` (stopped early), `failed` or `repeated` (settings that an earlier trial had)."""
+    """Settings that were tried.
+
+    value: the objective, None where there is none; state: `complete`, `pruned` (stopped early),
+    `failed` or `repeated` (settings that an earlier trial had); settings: by their names in the
+    space, weights as `metric.NAME` and `mixture.PART`, in proportion to each other
+    """
 
     number: int
     value: float | None
@@ -119,8 +123,9 @@ class TuningResult:
     """How the settings of a method were found.
 
     objective: `divergence` (nats per token) or `perplexity`; best: the number of the trial that
-    was taken; importances: shares of the objective's variation that settings explain, where that
-    could be estimated; collected: token-forwards that the statistics took which all trials share
+    was taken; importances: shares that settings have in what tells good trials from others, where
+    that could be estimated; collected: token-forwards that the statistics took which all trials
+    share; startup: how many of the first trials came before the sampler learned from any
     """
 
     objective: str
@@ -129,6 +134,7 @@ class TuningResult:
     best: int
     importances: Mapping[str, float] = field(default_factory=dict)
     collected: int = 0
+    startup: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,8 +152,8 @@ class RecoveryResult:
     """How the pruned model was trained back.
 
     kind: `lora` or `blockwise`; loss: what the held-out loss is, in words; before, after: that
-    loss, of the weights that went in and of those that came out; kept: whether training was of
-    use, otherwise the weights are what they were; stopped: why training ended before its budget,
+    loss, of the weights that went in and of those that training made; kept: whether these were
+    taken, otherwise the weights are what they were; stopped: why training ended before its budget,
     None if it did not; trained: parameters that were trained, at most at once; merge_error: the
     largest difference of logits that merging made, None where nothing is merged
     """

@@ -44,8 +44,9 @@ def _read(kind: Any, value: Any, at: str = "report") -> Any:
     if origin in (Union, types.UnionType):
         if value is None:
             return None
-        [kind] = [part for part in parts if part is not types.NoneType]
-        return _read(kind, value, at)
+        kinds = [part for part in parts if part is not types.NoneType]
+        fitting = [kind for kind in kinds if type(value) is kind]  # a text or a number
+        return _read((fitting or kinds[-1:])[0], value, at)
     if is_dataclass(kind) and isinstance(kind, type):
         known = _mapping(value, at)
         hints = get_type_hints(kind)

@@ -15,7 +15,9 @@ from prunec.validators.sections_of_build import (
     search,
 )
 from prunec.validators.sections_of_quality import comparison, gates, tasks, texts
+from prunec.validators.sections_of_recovery import recovery
 from prunec.validators.sections_of_serving import footprint, parity, speed
+from prunec.validators.sections_of_tuning import tuning
 
 
 def sections(report: Report) -> list[Section]:
@@ -24,7 +26,9 @@ def sections(report: Report) -> list[Section]:
         comparison(report),
         gates(report),
         layers(report),
+        tuning(report),
         search(report),
+        recovery(report),
         texts(report),
         tasks(report),
         speed(report),

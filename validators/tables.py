@@ -14,7 +14,9 @@ from prunec.validators.blocks import Paragraph, Section, Table
 from prunec.validators.layer_bars import layer_bars
 from prunec.validators.sections_of_build import surrogate_notes
 from prunec.validators.sections_of_quality import comparison_table, perplexity_note, tasks, texts
+from prunec.validators.sections_of_recovery import outcome
 from prunec.validators.sections_of_serving import footprint, parity, speed
+from prunec.validators.sections_of_tuning import tuning_note
 from prunec.validators.units import count, printable, size
 
 if TYPE_CHECKING:
@@ -42,8 +44,15 @@ def render_table(report: Report, console: Console, folder: Path | None = None) -
     console.print(rich_table(comparison_table(report)))
     if note := perplexity_note(report):
         console.print(plain(note, "dim"))
+    if report.tuning:
+        console.print(plain(tuning_note(report.tuning), "dim"))
     for note in surrogate_notes(report.search) if report.search else ():
         console.print(plain(note, "dim"))
+    if recovered := report.recovery:
+        if recovered.kept:
+            console.print(plain(outcome(recovered), "dim"))
+        else:
+            console.print(plain("warning", "bold yellow"), plain(outcome(recovered)))
     # One text is in the first table already.
     measured = [texts(report)] if report.elsewhere else []
     measured += [tasks(report), speed(report), footprint(report), parity(report)]

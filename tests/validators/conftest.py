@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the validators' tests share: a tiny model, for reading and for damaging, and a report."""
+"""What the validators' tests share: a tiny model, for reading and for damaging, and reports."""
 
 from __future__ import annotations
 
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,14 @@ from prunec.validators.results import (
     Cost,
     Divergence,
     ModelSize,
+    RecoveryPoint,
+    RecoveryResult,
     Report,
     SearchPoint,
     SearchResult,
     StepCost,
+    TrialResult,
+    TuningResult,
 )
 
 
@@ -45,11 +50,9 @@ def llama(saved_llama: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def full_report() -> Report:
-    """A report that has something in every section, of each verdict one, and hostile texts."""
-    unknown = Estimate.unknown("items")
-    nan = math.nan
-    home = PerplexityResult(
+def report() -> Report:
+    """A report of a search whose only gate passed."""
+    found = PerplexityResult(
         11.5,
         27.715,
         Estimate(27.715, 27.0, 28.4, 255, "windows"),
@@ -58,6 +61,79 @@ def full_report() -> Report:
         65_280,
         "python_stdlib",
     )
+    steps = (StepCost("gram", 12.0, True), StepCost("search", 240.3, False))
+    return Report(
+        prunec_version="0.1.0",
+        recipe="quickstart",
+        method="tyr",
+        seed=0,
+        dense=ModelSize(6_951_168, 5_898_240, 13_909_512, 4096),
+        pruned=ModelSize(4_002_048, 2_949_120, 8_009_864, 1536),
+        dense_layers=[layer(8, 4, 704)] * 2,
+        layers=[layer(4, 2, 352), layer(0, 0, 48)],
+        cost=Cost(2_000_123, 252.3, 1_500_000_000, steps),
+        gates=(strict("perplexity.max_ratio", "perplexity ratio", found.ratio, 3.0),),
+        perplexity=found,
+        completion=CompletionResult("def f(", "def f(x):\n    pass", "def f(``` |"),
+        search=SearchResult(
+            Divergence(0.9, 0.6), (SearchPoint(0, 1, 1000, 0.8), SearchPoint(0, 2, 2000, 0.6))
+        ),
+        remote_code=True,
+        artefacts={"hf": "hf"},
+        versions={"python": "3.11.9", "torch": "2.13.0"},
+    )
+
+
+@pytest.fixture(scope="session")
+def tuning() -> TuningResult:
+    """Six trials, of each state one at least; the fifth is the best."""
+
+    def trial(number: int, value: float | None, state: str, **other: str | float) -> TrialResult:
+        settings = {"metric.obs": 0.75, "metric.wanda": 0.25} | other
+        took = (0.0, 0) if state == "repeated" else (4.0 + number, 16_384)
+        return TrialResult(number, value, state, *took, settings)
+
+    trials = (
+        trial(0, 0.9, "complete", exponent=1.0),
+        trial(1, 0.7, "complete", exponent=2.0),
+        trial(2, None, "failed", exponent=0.5),
+        trial(3, 0.8, "pruned", exponent=1.0),
+        trial(4, 0.5, "complete", exponent=0.5, aggregation="<max>", quantile="1 of 3"),
+        trial(5, 0.7, "repeated", exponent=2.0),
+    )
+    importances = {"exponent": 0.2, "metric.obs": 0.6, "metric.wanda": 0.0}
+    return TuningResult("divergence", "tpe", trials, 4, importances, 393_216, 2)
+
+
+@pytest.fixture(scope="session")
+def recovery() -> RecoveryResult:
+    """A recovery of use, that stopped early."""
+    return RecoveryResult(
+        kind="lora",
+        loss="divergence from the dense model, nats per token",
+        tokens=24_576,
+        before=0.6,
+        after=0.4,
+        kept=True,
+        trained=73_728,
+        points=(
+            RecoveryPoint(0, 0.6, None),
+            RecoveryPoint(8_192, 0.45, 0.52),
+            RecoveryPoint(16_384, 0.4, 0.41),
+            RecoveryPoint(24_576, 0.42, 0.36),
+        ),
+        stopped="1 look without a gain",
+        merge_error=2.4e-06,
+    )
+
+
+@pytest.fixture(scope="session")
+def full_report(report: Report, tuning: TuningResult, recovery: RecoveryResult) -> Report:
+    """A report that has something in every section, of each verdict one, and hostile texts."""
+    unknown = Estimate.unknown("items")
+    nan = math.nan
+    home = report.perplexity
+    assert home
     prose = PerplexityResult(
         310.2,
         884.07,
@@ -99,24 +175,15 @@ def full_report() -> Report:
         "vllm", "prefill", 8, 128, 64, nan, nan, nan, nan, unknown, unknown, "no engine"
     )
     parity = ParityResult("onnx", 4.4e-05, 1e-3, 96, 96)
-    elsewhere = "elsewhere.prose.max_ratio"
-    return Report(
-        prunec_version="0.1.0",
+    return replace(
+        report,
         recipe="quick<script>alert(1)</script>",
-        method="tyr",
-        seed=0,
-        dense=ModelSize(6_951_168, 5_898_240, 13_909_512, 4096),
-        pruned=ModelSize(4_002_048, 2_949_120, 8_009_864, 1536),
-        dense_layers=[layer(8, 4, 704)] * 2,
-        layers=[layer(4, 2, 352), layer(0, 0, 48)],
-        cost=Cost(2_000_123, 252.3, 1_500_000_000, (StepCost("gram", 12.0, True),)),
         gates=(
             judge_exact("size.hf.max_bytes", "bytes of files", 8_009_864, 9_000_000, "<="),
-            strict(elsewhere, "perplexity ratio on prose", prose.ratio, 3.0),
+            strict("elsewhere.prose.max_ratio", "perplexity ratio on prose", prose.ratio, 3.0),
             strict("perplexity.max_ratio", "perplexity ratio", home.ratio, 2.0),
             judge_parity(parity),
         ),
-        perplexity=home,
         elsewhere={"prose": prose},
         tasks=(names, broken),
         speeds=(decode, absent),
@@ -125,12 +192,8 @@ def full_report() -> Report:
         completion=CompletionResult(
             "def f(", "def f(x):\n    pass", "def f(</pre><script>alert(2)"
         ),
-        search=SearchResult(
-            Divergence(0.9, 0.6), (SearchPoint(1, 1, 1000, 0.8), SearchPoint(1, 2, 2000, 0.6))
-        ),
-        remote_code=True,
-        artefacts={"hf": "hf"},
-        versions={"torch": "2.13.0"},
+        tuning=tuning,
+        recovery=recovery,
         hardware={"cpu": "a CPU", "cores": "2"},
         recipe_text="model:\n  source: pytiny # <script>alert(3)</script>\n" + "# long " * 40,
         command="prunec build quickstart.yaml",

@@ -12,80 +12,22 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from prunec.validators.gates import Gate, judge
+from prunec.validators.gates import judge
 from prunec.validators.markdown import markdown
 from prunec.validators.measurements import Estimate, PerplexityResult
 from prunec.validators.pictures import PICTURE_FILES
 from prunec.validators.report import (
     CompletionResult,
-    Cost,
     Divergence,
-    ModelSize,
     Report,
     SearchPoint,
     SearchResult,
-    StepCost,
     SurrogateResult,
     append_step_summary,
     render_table,
     write_report,
 )
 from prunec.validators.verdicts import verdict
-
-
-def layer(query_heads: int, kv_heads: int, ffn: int) -> dict[str, Any]:
-    shape = {"query_heads": query_heads, "kv_heads": kv_heads, "head_dim": 32, "ffn": ffn}
-    return shape | {"attention": kv_heads > 0, "mlp": ffn > 0}
-
-
-def perplexity(pruned: float, ratio: float, low: float, high: float) -> PerplexityResult:
-    return PerplexityResult(
-        11.5,
-        pruned,
-        Estimate(pruned, 27.0, 28.4, 255, "windows"),
-        Estimate(ratio, low, high, 255, "windows"),
-        Estimate(0.8213, 0.8107, 0.8322, 255, "windows"),
-        65_280,
-        "python_stdlib",
-    )
-
-
-def gate(found: PerplexityResult, limit: float = 3.0) -> Gate:
-    name, what = "perplexity.max_ratio", "perplexity ratio"
-    return judge(name, what, found.ratio, limit, "<=", inconclusive_passes=False)
-
-
-FOUND = perplexity(27.715, 2.41, 2.35, 2.47)
-
-
-@pytest.fixture
-def report() -> Report:
-    return Report(
-        prunec_version="0.1.0",
-        recipe="quickstart",
-        method="tyr",
-        seed=0,
-        dense=ModelSize(6_951_168, 5_898_240, 13_909_512, 4096),
-        pruned=ModelSize(4_002_048, 2_949_120, 8_009_864, 1536),
-        dense_layers=[layer(8, 4, 704)] * 2,
-        layers=[layer(4, 2, 352), layer(0, 0, 48)],
-        cost=Cost(
-            2_000_123,
-            252.3,
-            1_500_000_000,
-            (StepCost("gram", 12.0, True), StepCost("search", 240.3, False)),
-        ),
-        gates=(gate(FOUND),),
-        perplexity=FOUND,
-        completion=CompletionResult("def f(", "def f(x):\n    pass", "def f(``` |"),
-        search=SearchResult(
-            Divergence(0.9, 0.6),
-            (SearchPoint(0, 1, 1000, 0.8), SearchPoint(0, 2, 2000, 0.6)),
-        ),
-        remote_code=True,
-        artefacts={"hf": "hf"},
-        versions={"python": "3.11.9", "torch": "2.13.0"},
-    )
 
 
 def read(folder: Path) -> Any:
@@ -127,7 +69,7 @@ def test_report_json_holds_what_users_are_promised(report: Report, tmp_path: Pat
     assert set(content["completion"]) == {"prompt", "dense", "pruned"}
     assert content["cost"]["steps"][0] == {"name": "gram", "seconds": 12.0, "reused": True}
     assert {"token_forwards", "seconds", "peak_rss_bytes"} < set(content["cost"])
-    assert content["layers"] == [layer(4, 2, 352), layer(0, 0, 48)]
+    assert content["layers"] == list(report.layers)
     assert content["search"]["divergence"] == {"uniform": 0.9, "winner": 0.6}
     assert content["search"]["history"][1]["token_forwards"] == 2000
     assert content["gates"][0]["name"] == "perplexity.max_ratio"
@@ -140,8 +82,12 @@ def test_report_json_holds_what_users_are_promised(report: Report, tmp_path: Pat
 def test_what_is_not_finite_is_null_in_json_and_said_in_words(
     report: Report, tmp_path: Path
 ) -> None:
-    broken = perplexity(math.nan, math.nan, math.nan, math.nan)
-    report = replace(report, perplexity=broken, gates=(gate(broken),))
+    nan = Estimate.unknown("windows")
+    broken = PerplexityResult(11.5, math.nan, nan, nan, nan, 65_280, "python_stdlib")
+    gate = judge(
+        "perplexity.max_ratio", "perplexity ratio", nan, 3.0, "<=", inconclusive_passes=False
+    )
+    report = replace(report, perplexity=broken, gates=(gate,))
     write_report(report, tmp_path)
     content = read(tmp_path)
     assert content["passed"] is False
@@ -178,7 +124,7 @@ def test_report_md_gives_the_verdict_first_then_the_numbers(report: Report) -> N
 
 
 def test_the_layer_picture_shows_shares_of_the_dense_model(report: Report) -> None:
-    report = replace(report, layers=[layer(4, 2, 352), layer(0, 0, 2)])
+    report = replace(report, layers=[report.layers[0], {**report.layers[1], "ffn": 2}])
     lines = markdown(report).splitlines()
     first, second = lines[lines.index("```") + 2 :][:2]
     half, none, trace = "█" * 8 + "·" * 8, "·" * 16, "▏" + "·" * 15
@@ -216,9 +162,10 @@ def test_a_rewritten_report_replaces_all_files_and_leaves_nothing_else(
     (tmp_path / ".report.json.partial").write_text("what a killed run left")
     write_report(report, tmp_path)
     write_report(replace(report, recipe="second"), tmp_path)
+    absent = ("tuning", "recovery", "tasks", "speed")
     assert {path.name for path in tmp_path.iterdir()} == {
         *("report.json", "report.md", "report.html", "junit.xml"),
-        *(name for name in PICTURE_FILES if not name.startswith(("tasks", "speed"))),
+        *(name for name in PICTURE_FILES if not name.startswith(absent)),
     }
     assert read(tmp_path)["recipe"] == "second"
     write_report(replace(report, search=None), tmp_path)

@@ -208,7 +208,7 @@ def test_the_page_is_whole_and_legible(browser: Browser, page: str, width: int, 
     found = browser.evaluate(_PROBE)
     assert found["width"] == width
     assert found["scrollWidth"] <= width  # tables scroll inside their boxes, the page never
-    assert len(found["images"]) == 5 and all(found["images"])
+    assert len(found["images"]) == 7 and all(found["images"])
     assert found["paper"] < 0.05 if dark else found["paper"] > 0.9
     assert len(set(found["verdicts"])) == 3  # passed, failed, inconclusive
     illegible = [each for each in found["contrasts"] if each[1] < 4.5]
