@@ -36,7 +36,9 @@ class _Training(Section):
         "search split).",
     )
     held_out_tokens: int = Field(default=16_384, ge=1, description="Tokens of that text.")
-    batch_tokens: int = Field(default=8_192, ge=1, description="Tokens of one optimiser step.")
+    batch_tokens: int = Field(
+        default=2_048, ge=1, description="Tokens of one optimiser step; one window at least."
+    )
     seed: int = Field(default=0, ge=0, description="Chooses windows and their order.")
 
 
@@ -58,17 +60,21 @@ class LoraRecovery(_Training):
         description="Weight of the mean squared distance of every layer's hidden states from the "
         "dense model's, over the mean square of those.",
     )
-    rank: int = Field(default=8, ge=1, le=1024, description="Rank of the adapters, on average.")
+    rank: int = Field(default=32, ge=1, le=1024, description="Rank of the adapters, on average.")
     ranks: Literal["uniform", "importance"] = Field(
         default="uniform",
         description="`importance`: more rank where a layer turns the hidden states further, as "
         "CFSP's IG-LoRA.",
     )
     alpha: float = Field(
-        default=16.0, gt=0, description="What adapters are scaled by, over their rank."
+        default=32.0, gt=0, description="What adapters are scaled by, over their rank."
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the adapters.")
-    learning_rate: float = Field(default=1e-3, gt=0, description="Of AdamW, at its highest.")
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="Of AdamW, at its highest; by default 3e-3 for a hidden size of 256 and less "
+        "for wider models, 3.8e-4 at 4096.",
+    )
     warmup: float = Field(
         default=0.03, ge=0, lt=1, description="Share of the steps that it rises in; then a cosine."
     )
@@ -101,8 +107,15 @@ class BlockwiseRecovery(_Training):
     tokens: int = Field(
         default=262_144, ge=1, description="Tokens of text that are read, each once an epoch."
     )
-    learning_rate: float = Field(default=3e-4, gt=0, description="Of Adam, falling as a cosine.")
-    batch_tokens: int = Field(default=2_048, ge=1, description="Tokens of one optimiser step.")
+    learning_rate: float = Field(
+        default=2e-3,
+        gt=0,
+        description="Of Adam, falling as a cosine. What suits a model of millions of parameters; "
+        "lower for billions.",
+    )
+    batch_tokens: int = Field(
+        default=512, ge=1, description="Tokens of one optimiser step; one window at least."
+    )
 
 
 Recover = Annotated[LoraRecovery | BlockwiseRecovery, Field(discriminator="kind")]
