@@ -2,24 +2,32 @@
 """Kill builds at random moments and compare what they end with: is a killed build the same build?
 
     python benchmarks/kills.py --kills 100 --seed 0
+    python benchmarks/kills.py --kills 1000 --small --forked      # a kill every few seconds
 
 One build runs undisturbed. Then builds start from nothing, are killed with SIGKILL and run again
 until they finish; each must leave the same files in `hf/` and the same report, but for what it
-took. Exit code 1 if one did not.
+took. Exit code 1 if one did not. With `--forked` the imports, in which nothing can be lost, are
+made once, and every build is a fork of the process that made them.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
+import math
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +43,18 @@ SHRUNKEN = {
     "search.budget.token_forwards": 120_000,
     "validate.perplexity.tokens": 2048,
     "validate.completion.tokens": 8,
+}
+
+#: A build of seconds, for many kills.
+SMALL = SHRUNKEN | {
+    "calibration.tokens": 2048,
+    "calibration.sequence_length": 128,
+    "search.tokens": 512,
+    "search.budget.token_forwards": 12_000,
+    "validate.perplexity.tokens": 1024,
+    "validate.perplexity.sequence_length": 128,
+    "validate.perplexity.max_ratio": 1000.0,
+    "validate.completion.tokens": 2,
 }
 
 #: A kill falls within this share of an undisturbed build's work after the (re)start, so that
@@ -56,20 +76,86 @@ class Run:
     told: list[str] = field(default_factory=list)
 
 
-def run_build(output: Path, kill_early: float | None, kill_after: float | None) -> Run:
+class Forked:
+    """The command in a fork of this process, as much of a Popen as is needed."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        reading, writing = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(reading)
+            os.dup2(writing, 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os._exit(_call(arguments))
+        os.close(writing)
+        self.stderr = os.fdopen(reading, encoding="utf-8")
+
+    def wait(self, timeout: float | None = None) -> int:
+        due = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() >= due:
+                raise subprocess.TimeoutExpired("fork", timeout or 0.0)
+            time.sleep(0.002)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def _call(arguments: Sequence[str]) -> int:
+    from prunec.compiler import cli
+
+    sys.argv = ["prunec", *arguments]
+    try:
+        cli.main()
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 3
+    except BaseException:
+        traceback.print_exc()
+        code = 3
+    else:
+        code = 0
+    sys.stderr.flush()
+    return code
+
+
+def import_all() -> None:
+    """What a build imports, so that forks have it. No thread may be started here."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "PRUNEC_NO_PROGRESS": "1"}
+    for module in ("build_command", "driver", "cli", "subject", "planned", "store"):
+        importlib.import_module(f"prunec.compiler.{module}")
+    for module in ("tables", "report", "loading", "pictures"):
+        importlib.import_module(f"prunec.validators.{module}")
+    importlib.import_module("prunec.exporters.hf")
+
+
+def run_build(
+    output: Path,
+    kill_early: float | None,
+    kill_after: float | None,
+    settings: Mapping[str, object],
+    forked: bool,
+) -> Run:
     """Run the build; kill it so many seconds after its start, or after its first step began."""
-    settings = [f"{key}={value}" for key, value in SHRUNKEN.items()]
-    command = [sys.executable, "-m", "prunec.compiler", "build"]
-    command += [str(ROOT / "recipes" / "quickstart.yaml"), "--output", str(output)]
-    command += [part for setting in settings for part in ("--set", setting)]
+    command = ["build", str(ROOT / "recipes" / "quickstart.yaml"), "--output", str(output)]
+    command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     run, at_work = Run(), threading.Event()
     began = time.monotonic()
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    process: Any = (
+        Forked(command)
+        if forked
+        else subprocess.Popen(
+            [sys.executable, "-m", "prunec.compiler", *command],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
     )
 
     def listen() -> None:
-        assert process.stderr is not None
         for line in process.stderr:
             run.told.append(line.rstrip())
             if not at_work.is_set():
@@ -81,15 +167,15 @@ def run_build(output: Path, kill_early: float | None, kill_after: float | None) 
     listener.start()
     try:
         if kill_early is not None:
-            process.wait(timeout=kill_early)
+            run.code = process.wait(timeout=kill_early)
         elif kill_after is not None:
             at_work.wait()
-            process.wait(timeout=kill_after)
+            run.code = process.wait(timeout=kill_after)
         else:
-            process.wait()
+            run.code = process.wait()
     except subprocess.TimeoutExpired:
         process.kill()
-    run.code = process.wait()
+        run.code = process.wait()
     listener.join()
     run.seconds = time.monotonic() - began
     run.where = place(run.told)
@@ -109,9 +195,10 @@ def place(told: list[str]) -> str:
 
 
 def outcome(output: Path) -> dict[str, str]:
-    """SHA-256 of every file of the export, and of the report without what the build took."""
+    """SHA-256 of every file of the export, and of the report without what the build took and how
+    busy the machine was."""
     report: dict[str, Any] = json.loads((output / "report" / "report.json").read_text("utf-8"))
-    del report["cost"]
+    del report["cost"], report["hardware"]["load"]
     files = sorted(path for path in (output / "hf").rglob("*") if path.is_file())
     contents = {str(path.relative_to(output)): path.read_bytes() for path in files}
     contents["report/report.json"] = json.dumps(report, sort_keys=True).encode()
@@ -146,13 +233,18 @@ def main() -> int:
     parser.add_argument(
         "--work", type=Path, default=ROOT / "build" / "benchmarks" / "kills", help="a folder to use"
     )
+    parser.add_argument("--small", action="store_true", help="a build of seconds")
+    parser.add_argument("--forked", action="store_true", help="import once, fork for every build")
     arguments = parser.parse_args()
+    settings, forked = SMALL if arguments.small else SHRUNKEN, arguments.forked
+    if forked:
+        import_all()
     shutil.rmtree(arguments.work, ignore_errors=True)
     arguments.work.mkdir(parents=True)
     rng = random.Random(arguments.seed)
 
     began = time.monotonic()
-    undisturbed = run_build(arguments.work / "undisturbed", None, None)
+    undisturbed = run_build(arguments.work / "undisturbed", None, None, settings, forked)
     if undisturbed.code not in (0, 1):
         print("\n".join(undisturbed.told), file=sys.stderr)
         return 1
@@ -170,7 +262,7 @@ def main() -> int:
             early = rng.uniform(0, undisturbed.started)
         elif kills < arguments.kills:
             after = rng.uniform(0, REACH * work)
-        run = run_build(output, early, after)
+        run = run_build(output, early, after, settings, forked)
         if run.code == -9:
             kills, here = kills + 1, here + 1
             fell[run.where] += 1

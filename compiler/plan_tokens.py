@@ -1,75 +1,110 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which text a build draws, and for what: steps that share no token with each other."""
+"""Which text each purpose gets, none of which sees another's."""
 
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from prunec.compiler.calibration import sources
-from prunec.compiler.diagnostics import RecipeProblemError
-from prunec.compiler.plan import Cost
 from prunec.compiler.plan_builder import PlanBuilder
-from prunec.compiler.recipe import Source, TextCheck, Validation
+from prunec.compiler.plan_texts import Draw, Text, add_texts
+from prunec.compiler.recipe import (
+    AdaPrunerMethod,
+    Calibration,
+    MixedSource,
+    TextCheck,
+    Validation,
+)
 
 #: The step that draws the text of `validate.perplexity`; others have their name behind it.
 EVALUATION = "evaluation-tokens"
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Where a tuner finds the windows of one part of the calibration text at one length.
+
+    part: the part's name, empty where the source is no mixture; weight: the part's in the recipe
+    """
+
+    part: str
+    weight: float
+    length: int
+    step: str
+
+
 def add_fitting_tokens(steps: PlanBuilder, base: Path) -> None:
-    """Text that weights are fitted to, and text that layouts are compared on."""
+    """Text that weights are fitted to, and text that layouts are compared on.
+
+    Method `adapruner` gets pools (see `pools`) instead of `calibration-tokens`, which it chooses
+    from them.
+    """
     calibration, search = steps.recipe.calibration, steps.recipe.search
     if calibration is None:
         return
-    length, seed = calibration.sequence_length, calibration.seed
-    windows = math.ceil(calibration.tokens / length)
-    search_windows = math.ceil(search.tokens / length) if search else 0
-    shared = search is not None and search.source in (None, calibration.source)
-    total = windows + search_windows if shared else windows
-    _add(
-        steps,
-        base,
-        "calibration-tokens",
-        "calibration.source",
-        "text that the weights are fitted to",
-        calibration.source,
-        {"windows": windows, "length": length, "seed": seed, "skip": 0, "total": total},
-    )
+    length = calibration.sequence_length
+    if isinstance(steps.recipe.method, AdaPrunerMethod):
+        texts = _pooled(calibration, pools(steps))
+    else:
+        draw = Draw("calibration-tokens", math.ceil(calibration.tokens / length), length)
+        why = "text that the weights are fitted to"
+        key, source, seed = "calibration.source", calibration.source, calibration.seed
+        texts = [Text(key, why, source, seed, (draw,))]
     if search:
         assert search.seed is not None  # settled with the recipe
-        own = {"seed": search.seed, "skip": 0, "total": search_windows}
-        rest = {"seed": seed, "skip": windows, "total": total}
-        _add(
-            steps,
-            base,
-            "search-tokens",
-            "search.source",
-            "text that layouts are compared on; calibration does not see it",
-            search.source or calibration.source,
-            {"windows": search_windows, "length": length} | (rest if shared else own),
+        draw = Draw("search-tokens", math.ceil(search.tokens / length), length)
+        why = "text that layouts are compared on; calibration does not see it"
+        source = search.source or calibration.source
+        texts.append(Text("search.source", why, source, search.seed, (draw,)))
+    add_texts(steps, base, texts)
+
+
+def pools(steps: PlanBuilder) -> list[Pool]:
+    """What a tuner chooses calibration text from: of every part that may have a weight, about
+    `calibration.tokens` tokens at every length."""
+    calibration, method = steps.recipe.calibration, steps.recipe.method
+    assert calibration is not None and isinstance(method, AdaPrunerMethod)
+    weights = {"": 1.0}
+    if isinstance(calibration.source, MixedSource):
+        parts = calibration.source.parts.items()
+        tuned = method.calibration.mixture
+        weights = {name: part.weight for name, part in parts if part.weight or tuned}
+    lengths = sorted(set(method.calibration.lengths) or {calibration.sequence_length})
+    return [
+        Pool(
+            part,
+            weight,
+            length,
+            "-".join(["pool", *([str(length)] if lengths[1:] else []), *([part] if part else [])]),
         )
+        for part, weight in weights.items()
+        for length in lengths
+    ]
+
+
+def _pooled(calibration: Calibration, found: Sequence[Pool]) -> list[Text]:
+    texts = []
+    for part in dict.fromkeys(pool.part for pool in found):
+        key, source = "calibration.source", calibration.source
+        if isinstance(source, MixedSource):
+            key, source = f"{key}.parts.{part}.source", source.parts[part].source
+        draws = tuple(
+            Draw(pool.step, math.ceil(calibration.tokens / pool.length), pool.length)
+            for pool in found
+            if pool.part == part
+        )
+        texts.append(Text(key, "text to choose from", source, calibration.seed, draws))
+    return texts
 
 
 def add_evaluation_tokens(steps: PlanBuilder, validation: Validation, base: Path) -> None:
     """Texts that judge: one step for each."""
     for step, (key, check) in evaluated(validation).items():
-        windows = math.ceil(check.tokens / check.sequence_length)
-        _add(
-            steps,
-            base,
-            step,
-            f"{key}.source",
-            "text that nothing was fitted to or chosen on",
-            check.source,
-            {
-                "windows": windows,
-                "length": check.sequence_length,
-                "seed": 0,
-                "skip": 0,
-                "total": windows,
-            },
-        )
+        draw = Draw(step, math.ceil(check.tokens / check.sequence_length), check.sequence_length)
+        why = "text that nothing was fitted to or chosen on"
+        add_texts(steps, base, [Text(f"{key}.source", why, check.source, 0, (draw,))])
 
 
 def evaluated(validation: Validation) -> dict[str, tuple[str, TextCheck]]:
@@ -80,26 +115,3 @@ def evaluated(validation: Validation) -> dict[str, tuple[str, TextCheck]]:
     for name, check in validation.elsewhere.items():
         found[f"{EVALUATION}-{name}"] = (f"validate.elsewhere.{name}", check)
     return found
-
-
-def _add(
-    steps: PlanBuilder,
-    base: Path,
-    name: str,
-    key: str,
-    why: str,
-    source: Source,
-    draw: dict[str, int],
-) -> None:
-    data = source.model_dump()
-    if "files" in data:
-        # Relative, so that a plan reads the same wherever the project lies.
-        data["files"] = [os.path.relpath(path, base) for path in data["files"]]
-    try:
-        text = sources.identity(data, base)
-    except sources.SourceError as error:
-        raise RecipeProblemError(key, error.message, error.hint) from None
-    params = {"source": data, "text": text, "tokenizer": steps.identity, **draw}
-    steps.add(
-        name, "tokens", why, params, {}, Cost(disk_bytes=8 * draw["windows"] * draw["length"])
-    )

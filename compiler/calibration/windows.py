@@ -50,3 +50,12 @@ def draw_windows(
     order = torch.randperm(pool, generator=torch.Generator().manual_seed(seed))
     chosen = order[skip : skip + windows]
     return torch.tensor(ids[: pool * length]).reshape(pool, length)[chosen]
+
+
+def cut_windows(ids: Tensor, windows: int, length: int) -> Tensor:
+    """[windows, length]: the first pieces of this length that lie whole within longer windows.
+
+    ids: [*, at least length]; what is left behind a window's last piece is dropped
+    """
+    pieces = ids.shape[1] // length
+    return ids[:, : pieces * length].reshape(-1, length)[:windows]

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import math
+
 from prunec.compiler.calibration import sources
-from prunec.compiler.calibration.windows import draw_windows
+from prunec.compiler.calibration.windows import cut_windows, draw_windows
 from prunec.compiler.diagnostics import BuildError
 from prunec.compiler.plan import Step
 from prunec.compiler.steps.context import Context, Progress, Summary
@@ -16,7 +18,8 @@ def run_tokens(context: Context, step: Step, entry: Entry, progress: Progress) -
     end = tokenizer.eos_token_id
     if end is None:
         raise BuildError(f"the tokenizer in {context.folder} names no end-of-text token")
-    wanted = params["total"] * params["length"]
+    whole = params.get("cut_from", params["length"])
+    wanted = params["total"] * whole
     seen = 0
 
     def encode(text: str) -> list[int]:
@@ -30,11 +33,12 @@ def run_tokens(context: Context, step: Step, entry: Entry, progress: Progress) -
         sources.documents(params["source"], params["seed"], context.base),
         encode,
         end,
-        windows=params["windows"],
-        length=params["length"],
+        windows=math.ceil(params["windows"] / (whole // params["length"])),
+        length=whole,
         seed=params["seed"],
         skip=params["skip"],
         total=params["total"],
     )
+    ids = cut_windows(ids, params["windows"], params["length"])
     entry.save_tensors("ids", {"ids": ids})
     return {"tokens": ids.numel()}

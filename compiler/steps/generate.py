@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text that the dense model writes itself, with the whole model in memory."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from functools import partial
+from typing import Any
+
+import torch
+
+from prunec.compiler.calibration.self_written import luck_of, write_windows
+from prunec.compiler.calibration.windows import cut_windows
+from prunec.compiler.diagnostics import BuildError
+from prunec.compiler.plan import Step
+from prunec.compiler.steps.context import Context, Progress, Summary
+from prunec.compiler.store import Entry
+from prunec.validators.loading import open_model
+
+#: Tokens that are written side by side, whose keys and values are held; and windows, at most.
+_SIDE_BY_SIDE, _WINDOWS = 65_536, 128
+
+
+def run_generate(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
+    """Windows are written in batches, each of which is kept, and numbered through the draw."""
+    params = step.params
+    temperature = params["source"]["temperature"]
+    length = params.get("cut_from", params["length"])
+    windows = math.ceil(params["windows"] / (length // params["length"]))
+    size = params["side_by_side"]
+    start, ends = _start_and_ends(context)
+    model: Any = None
+    written = []
+    for first in range(0, windows, size):
+        count = min(size, windows - first)
+        kept = entry.load_tensors(f"windows-{first}")
+        if kept is None:
+            model = model or _dense_model(context)
+            numbers = range(params["skip"] + first, params["skip"] + first + count)
+            luck = torch.stack([luck_of(n, length, params["seed"], temperature) for n in numbers])
+            told = partial(_tell, progress, first * length, count, windows * length)
+            ids = write_windows(model, start, ends, luck, temperature, told)
+            entry.save_tensors(f"windows-{first}", {"ids": ids})
+        else:
+            ids = kept[0]["ids"]
+        written.append(ids)
+        progress((first + count) * length, windows * length, "tokens written")
+    ids = cut_windows(torch.cat(written), params["windows"], params["length"])
+    entry.save_tensors("ids", {"ids": ids})
+    return {"tokens": ids.numel(), "token_forwards": windows * (length - 1)}
+
+
+def _tell(progress: Progress, before: int, side_by_side: int, of: int, at: int) -> None:
+    progress(before + at * side_by_side, of, "tokens written")
+
+
+def _start_and_ends(context: Context) -> tuple[int, set[int]]:
+    """The token that texts begin with, and those that end one."""
+    tokenizer = context.tokenizer
+    end, start = tokenizer.eos_token_id, tokenizer.bos_token_id
+    if end is None:
+        raise BuildError(f"the tokenizer in {context.folder} names no end-of-text token")
+    named = context.subject.facts.config.get("eos_token_id")
+    named = named if isinstance(named, list) else [named]
+    return (end if start is None else start), {end, *(n for n in named if isinstance(n, int))}
+
+
+def _dense_model(context: Context) -> Any:
+    """The dense model as transformers loads it, at the recipe's dtype, on the GPUs if there are."""
+    dtype = getattr(torch, context.recipe.model.dtype)
+    if torch.cuda.device_count() < 2 or not importlib.util.find_spec("accelerate"):
+        return open_model(context.folder, dtype, device=context.decoder.device).model
+    accelerate: Any = importlib.import_module("accelerate")
+    model = open_model(context.folder, dtype).model
+    whole = model._no_split_modules
+    memory = accelerate.utils.get_balanced_memory(model, None, whole, dtype)
+    places = accelerate.infer_auto_device_map(model, memory, whole, dtype)
+    return accelerate.dispatch_model(model, places)
