@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -40,6 +41,9 @@ RESTLESS = 0.2
 #: Exit code of a command that Ctrl-C has stopped.
 INTERRUPTED = 130
 _INTERRUPTION = "interrupted; the same command goes on where it stopped\n"
+#: And of one that SIGTERM has stopped, as a shell would have it.
+TERMINATED = 128 + signal.SIGTERM
+_TERMINATION = "terminated; the same command goes on where it stopped\n"
 
 RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
@@ -142,6 +146,13 @@ def sweep(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ignore the results of earlier sweeps.")
     ] = False,
+    own_supernets: Annotated[
+        bool,
+        typer.Option(
+            "--own-supernets",
+            help="For every sparsity a supernet of its own, as a build by itself would have.",
+        ),
+    ] = False,
 ) -> None:
     """Build a recipe over a grid of settings; exit code 1 if no point passes its gates."""
     from prunec.compiler.subject import subject_for_build, subject_for_plan
@@ -152,7 +163,7 @@ def sweep(
 
     path = find_recipe(recipe)
     find = subject_for_plan if only_plan else subject_for_build
-    points = plan_points(path, set_ or [], find, say)
+    points = plan_points(path, set_ or [], find, say, share_supernets=not own_supernets)
     if only_plan:
         from prunec.compiler.sweep_plan import SweepPlan, render_sweep_plan
 
@@ -169,7 +180,8 @@ def sweep(
         from prunec.validators.sweep_report import render_sweep
 
     destination = output or Path("build") / f"sweep-{path.stem}"
-    command = shlex.join(["prunec", "sweep", str(recipe), *_options(set_)])
+    flags = ["--own-supernets"] if own_supernets else []
+    command = shlex.join(["prunec", "sweep", str(recipe), *_options(set_), *flags])
     result = build_points(
         points, str(recipe), command, destination, Narrator(_stderr()), fresh=fresh
     )
@@ -282,6 +294,27 @@ def inspect(
 
 
 @app.command()
+def verify(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A build, a sweep, an artefact, a model folder.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Check every hash and open every file: exit code 1 if anything is wrong."""
+    with _leaving_at_once():
+        from prunec.compiler import verify_command
+        from prunec.compiler.progress import Narrator
+
+    with Narrator(_stderr()).step("verify") as update:
+        found = verify_command.verify(folder, verify_command.counting(update))
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        verify_command.render(found, _stdout())
+    raise typer.Exit(1 if found.problems else 0)
+
+
+@app.command()
 def compare(
     folders: Annotated[
         list[Path],
@@ -359,9 +392,11 @@ def find_recipe(path: Path) -> Path:
 
 
 def main() -> None:
-    """The command. Exit codes: 0 passed, 1 a gate failed, 2 usage, 3 failure, 130 interrupted."""
+    """The command. Exit codes: 0 passed, 1 a gate failed, 2 usage, 3 failure, 130 interrupted,
+    143 terminated."""
     try:
-        app(standalone_mode=True)
+        with _terminated_in_order():
+            app(standalone_mode=True)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         # Read by the runner from either stream; standard output is for data.
@@ -373,25 +408,47 @@ def main() -> None:
     except SystemExit as left:
         if left.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt, and says nothing
             sys.stderr.write(_INTERRUPTION)
+        elif left.code == TERMINATED:
+            sys.stderr.write(_TERMINATION)
         raise
 
 
 @contextmanager
+def _terminated_in_order() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does: processes that it started go with it."""
+    if threading.current_thread() is not threading.main_thread():  # no other may set a handler
+        yield
+        return
+
+    def leave(*_: object) -> None:
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def _leaving_at_once() -> Iterator[None]:
-    """Ctrl-C ends the process there and then; for imports, which have nothing to put in order.
+    """Ctrl-C and SIGTERM end the process there and then; for imports, which have nothing to put in
+    order.
 
     Some libraries swallow a KeyboardInterrupt while they are imported, and fail on it later.
     """
 
-    def leave(*_: object) -> None:
-        os.write(2, _INTERRUPTION.encode())
-        os._exit(INTERRUPTED)
+    def leave(number: int, _: object) -> None:
+        interrupted = number == signal.SIGINT
+        os.write(2, (_INTERRUPTION if interrupted else _TERMINATION).encode())
+        os._exit(INTERRUPTED if interrupted else TERMINATED)
 
-    before = signal.signal(signal.SIGINT, leave)
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _carry_out(

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from prunec.compiler.secrets import redacted
+
 
 @dataclass(frozen=True)
 class Diagnostic:
@@ -56,6 +58,7 @@ class BuildError(Exception):
     exit_code: ClassVar[int] = 3
 
     def __init__(self, message: str, hint: str | None = None) -> None:
+        message = redacted(message)  # a library's words, in which a URL may hold a password
         super().__init__(message, hint)
         self.message = message
         self.hint = hint

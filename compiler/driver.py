@@ -38,7 +38,10 @@ from prunec.compiler.steps.export import (
     partial_folder,
 )
 from prunec.compiler.steps.measures import LM_EVAL
-from prunec.compiler.store import LostResultError, write_text
+from prunec.compiler.steps.recover import recovered_in_words
+from prunec.compiler.steps.tune import tuned_in_words
+from prunec.compiler.store import Entry, LostResultError, write_text
+from prunec.compiler.subject import stamps
 from prunec.compiler.verdict import is_lost
 from prunec.exporters import EXPORTERS
 from prunec.exporters.card import with_section
@@ -67,7 +70,8 @@ def build(
             _remove_leftovers(context.output)
             if fresh:
                 context.store.clear()
-            done = _run_all(context, narrator)
+            watch = Watch(context)
+            done = _run_all(context, narrator, watch)
             report = report_of(context, name, command, done)
             _publish(context, name, report, done)
         append_step_summary(report)
@@ -104,7 +108,30 @@ def _check_ours(context: Context) -> None:
             )
 
 
-def _run_all(context: Context, narrator: Narrator) -> dict[str, FinishedStep]:
+class Watch:
+    """Sees whether the checkpoint is still the one that was planned with, while it is read."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.stamps = stamps(context.folder)
+        self.made: list[Entry] = []
+
+    def check(self) -> None:
+        """BuildError if a file of the checkpoint was written to since; what was made of it goes."""
+        try:
+            changed = stamps(self.context.folder) != self.stamps
+        except (ModelError, OSError):
+            changed = True
+        if changed:
+            for entry in self.made:
+                entry.discard()
+            raise BuildError(
+                f"{self.context.folder} was changed while the build was reading it",
+                hint="what this run had made of it is discarded; run the same command again",
+            )
+
+
+def _run_all(context: Context, narrator: Narrator, watch: Watch) -> dict[str, FinishedStep]:
     """Every step in order, or up to where the recipe gives up; once more from the start where an
     earlier result turns out damaged."""
     remade: set[Path] = set()
@@ -113,7 +140,7 @@ def _run_all(context: Context, narrator: Narrator) -> dict[str, FinishedStep]:
         try:
             for number, step in enumerate(context.plan.steps, start=1):
                 label = f"[{number}/{len(context.plan.steps)}] {step.name}"
-                done[step.name] = _run(context, step, narrator, label)
+                done[step.name] = _run(context, step, narrator, label, watch)
                 if is_lost(context.recipe.validation, context.plan, step, done[step.name].summary):
                     narrator.say(f"{label}: the recipe gives up here (validate.abort_if)")
                     break
@@ -133,18 +160,23 @@ def _remove_leftovers(output: Path) -> None:
         shutil.rmtree(old_folder(output, kind), ignore_errors=True)
 
 
-def _run(context: Context, step: Step, narrator: Narrator, label: str) -> FinishedStep:
+def _run(
+    context: Context, step: Step, narrator: Narrator, label: str, watch: Watch
+) -> FinishedStep:
     entry = context.store.entry(step.fingerprint)
     saved = entry.record()
     if saved and (step.kind != "export" or export_is_intact(context, step, saved["found"])):
         narrator.say(f"{label}: reused")
         return FinishedStep(saved["found"], saved["seconds"], saved["peak_rss_bytes"], reused=True)
+    watch.made.append(entry)
+    watch.check()  # an export that is found intact is not replaced by one of another model
     if step.kind == "export":
         (context.output / MANIFEST).unlink(missing_ok=True)
     began = time.monotonic()
     try:
         with narrator.step(label) as progress:
             found = RUNNERS[step.kind](context, step, entry, progress)
+        watch.check()
         done = FinishedStep(found, time.monotonic() - began, _peak_rss_bytes(), reused=False)
         entry.finish(
             {"found": found, "seconds": done.seconds, "peak_rss_bytes": done.peak_rss_bytes}
@@ -180,6 +212,12 @@ def _headline(step: Step, found: Summary) -> str:
     """A step's result in one line."""
     if step.kind == "tokens":
         return f"{found['tokens']:,} tokens of {describe_source(step.params['source'])}"
+    if step.kind in ("generate", "mixture"):
+        return f"{found['tokens']:,} tokens, {describe_source(step.params['source'])}"
+    if step.kind == "statistics":
+        number = len(found["groups"])
+        groups = f"{number} group{'s' * (number > 1)} of windows"
+        return f"{groups}, {found['token_forwards']:,} token-forwards"
     if step.kind in ("search", "published-search"):
         first, last = found["history"][0], found["history"][-1]
         return (
@@ -188,11 +226,23 @@ def _headline(step: Step, found: Summary) -> str:
         )
     if step.kind in ("supernet", "resolve", "published-layers"):
         return f"{len(found['layout'])} layers"
+    if step.kind == "tune":
+        return tuned_in_words(found["tuning"])
+    if step.kind == "chosen":
+        return f"{found['tokens']:,} tokens"
+    if step.kind == "recover":
+        return recovered_in_words(found)
     if step.kind == "export":
         return f"{found['parameters']:,} parameters, {found['weight_bytes']:,} bytes of weights"
     if step.kind == "measure" and found["texts"]:
         return "perplexity " + ", ".join(f"{text['value']:.3f}" for text in found["texts"].values())
     return step.why
+
+
+def _model_source(context: Context) -> str:
+    """The dense model: a hub id, or the name of its folder, never the place of it."""
+    model = context.recipe.model
+    return Path(model.source).name if model.folder else model.source
 
 
 def _peak_rss_bytes() -> int:
@@ -239,6 +289,7 @@ def _publish(context: Context, name: str, report: Report, done: Mapping[str, Fin
     manifest = {
         "fingerprint": context.plan.fingerprint,
         "recipe": name,
+        "model": {"source": _model_source(context), "commit": context.subject.commit},
         "exit_code": 0 if report.passed else 1,
         "versions": {"prunec": report.prunec_version, **report.versions},
         "steps": {step.name: step.fingerprint for step in context.plan.steps},

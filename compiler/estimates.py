@@ -57,6 +57,37 @@ class Estimates:
         """Top ids and log-probabilities of the dense model, and one tail a token."""
         return tokens * (8 * top_k + 4)
 
+    def statistics(
+        self,
+        tokens: int,
+        *,
+        groups: int,
+        loss_quantiles: int = 1,
+        with_gram: bool,
+        with_gradients: bool,
+    ) -> Cost:
+        """What metrics read of text, of `groups` groups in all, as `passes.importance.collect`
+        collects it. Backward passes count as two forward ones."""
+        facts = self.facts
+        heads = facts.query_heads * facts.head_dim
+        states = tokens * facts.hidden_size
+        grams = (heads**2 + facts.ffn**2) if with_gram else 0
+        vectors = 2 * (heads + facts.ffn + facts.hidden_size)
+        if with_gradients:
+            rows = 2 * heads + 2 * facts.kv_heads * facts.head_dim + 3 * facts.ffn
+            vectors += 4 * rows
+        kept = groups * (4 * grams + 8 * vectors)  # a layer's, as they are stored
+        spilled = (facts.layers + 1) * states * self.value_bytes if with_gradients else 0
+        weights = 4 * self.layer_bytes // self.value_bytes  # float32
+        return Cost(
+            token_forwards=(4 if with_gradients else 1 + (loss_quantiles > 1)) * tokens,
+            memory_bytes=kept
+            + 12 * grams
+            + (4 * states + 3 * weights if with_gradients else self.value_bytes * states)
+            + self.layer_bytes,
+            disk_bytes=facts.layers * kept + spilled + (4 * states if with_gradients else 0),
+        )
+
     def walk(self, tokens: int, dense_target: float, disk_bytes: int) -> Cost:
         """A pass over all layers, with the streams of calibration tokens in memory."""
         facts = self.facts

@@ -13,13 +13,18 @@ from prunec.compiler.estimates import Estimates
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import Layout, plain_layout
 from prunec.compiler.plan import Cost, Step, digest
-from prunec.compiler.recipe import MagnitudeMethod, Recipe
+from prunec.compiler.recipe import AdaPrunerMethod, MagnitudeMethod, Recipe
 from prunec.compiler.target import target_params
 from prunec.exporters import exporter_for
 
 #: Raised when the code behind a kind of step changes what it writes.
 VERSIONS = {
     "tokens": 1,
+    "generate": 1,
+    "mixture": 1,
+    "statistics": 1,
+    "tune": 1,
+    "chosen": 1,
     "teacher": 1,
     "supernet": 2,
     "search": 2,
@@ -27,6 +32,8 @@ VERSIONS = {
     "published-supernet": 1,
     "published-search": 1,
     "published-layers": 1,
+    "distributions": 1,
+    "recover": 1,
     "export": 2,
     "artefact": 1,
     "measure": 2,
@@ -44,11 +51,13 @@ class Subject:
 
     folder: where its checkpoint lies, None while only its config is known
     identity: changes when the checkpoint does
+    commit: of the hub's model, where it was looked up
     """
 
     facts: Facts
     folder: Path | None
     identity: str
+    commit: str | None = None
 
 
 class PlanBuilder:
@@ -91,17 +100,26 @@ class PlanBuilder:
                     hint="leave it out",
                 )
             dense_target = 0.0
-        return {
-            "solver": "least_squares",
-            "damping": method.damping,
-            "dense_target": dense_target,
-            "first_order": getattr(method, "first_order", 0.0),
-        }
+        posed = {"solver": "least_squares", "dense_target": dense_target}
+        if self.tuned:
+            return posed
+        first_order = getattr(method, "first_order", 0.0)
+        return posed | {"damping": method.damping, "first_order": first_order}
+
+    @property
+    def tuned(self) -> dict[str, str]:
+        """Where a walk finds the settings that are no parameters of its, as inputs of its step:
+        nowhere, unless they are tuned."""
+        return {"settings": "tune"} if isinstance(self.recipe.method, AdaPrunerMethod) else {}
 
     def budget(self) -> dict[str, Any]:
         """What decides which layouts are legal, as parameters of a search."""
+        return target_params(self.recipe) | self.legality()
+
+    def legality(self) -> dict[str, Any]:
+        """The same without the size that is asked for."""
         target = self.recipe.target
-        return target_params(self.recipe) | {
+        return {
             "multiple_of": target.multiple_of,
             "tied": target.layout == "uniform",
             "exports": [exporter_for(e.model_dump()).rules for e in self.recipe.export],

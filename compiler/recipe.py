@@ -300,7 +300,8 @@ class Recipe(Section):
         }
         recover = recover.model_copy(update=settled)
         for name in ("tokens", "held_out_tokens", "batch_tokens"):
-            if getattr(recover, name) < (recover.sequence_length or 0):
+            given = name != "batch_tokens" or name in recover.model_fields_set
+            if given and getattr(recover, name) < (recover.sequence_length or 0):
                 raise refusal(
                     f"is {getattr(recover, name)}; it must be at least one window of text "
                     f"({recover.sequence_length} tokens)",

@@ -24,6 +24,7 @@ from prunec.compiler.recipe_sources import Section
 from prunec.compiler.recipe_yaml import Document, Origin, Path
 
 RANGE_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+_LONGEST = 2000  # characters of a message
 _PLURALS = {str: "strings", FilePath: "paths", int: "whole numbers"}
 NUMBER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?")
 
@@ -72,6 +73,12 @@ def _diagnostic(found: ErrorDetails, document: Document) -> tuple[Origin, Diagno
         case "extra_forbidden":
             message, hint = _unknown_key(path, _follow(found["loc"][:-1])[1])
             at_key = True
+        case "literal_error" if found["loc"][-1] == "[key]":  # of a mapping with given keys
+            path = path[:-1]
+            keys = re.findall(r"'([^']*)'", context["expected"])
+            message = f'{dotted(path[:-1])} has no key "{printable(str(value), 40)}"'
+            hint = _did_you_mean(value, keys) or f"its keys are {', '.join(keys)}"
+            at_key = True
         case "missing":
             message = f"{dotted(path)} is missing; it must be {_legal(field, path)}"
         case "union_tag_not_found":
@@ -87,6 +94,8 @@ def _diagnostic(found: ErrorDetails, document: Document) -> tuple[Origin, Diagno
             message = f"{dotted(path)} is {shown(value)}; it must be {legal}"
             hint = _advice(value, field, sections)
     origin = origin_of(path, document, at_key=at_key)
+    # A path that is named may hold anything too.
+    message, hint = printable(message, _LONGEST), hint and printable(hint, _LONGEST)
     return origin, Diagnostic(message, origin.place, hint)
 
 

@@ -14,6 +14,7 @@ from prunec.compiler.diagnostics import Diagnostic, UserError, printable, quoted
 from prunec.compiler.recipe import Recipe
 from prunec.compiler.recipe_errors import diagnose, dotted, origin_of
 from prunec.compiler.recipe_yaml import Document, Origin, read_yaml
+from prunec.compiler.secrets import redacted
 
 MAX_BYTES = 1 << 20
 AFTER_THE_FILE = 1 << 40  # as a line number: mistakes in options are told last
@@ -74,10 +75,11 @@ def _text(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        before = data[: error.start]
+        read = error.object  # without a byte order mark
+        before = read[: error.start]
         line = before.count(b"\n") + 1
         column = len(before[before.rfind(b"\n") + 1 :].decode()) + 1
-        message = f"a recipe is UTF-8 text, and the byte 0x{data[error.start]:02x} here is not"
+        message = f"a recipe is UTF-8 text, and the byte 0x{read[error.start]:02x} here is not"
         raise UserError(Diagnostic(message, f"{path}:{line}:{column}")) from None
 
 
@@ -92,7 +94,7 @@ def _near(path: Path) -> str | None:
 
 def _override(document: Document, option: str, number: int) -> None:
     """Sets one value in the document; a mistake goes to its problems."""
-    origin = Origin(AFTER_THE_FILE, number, f"--set {printable(option)}")
+    origin = Origin(AFTER_THE_FILE, number, f"--set {printable(redacted(option))}")
     key, equals, text = option.partition("=")
     parts = key.strip().split(".")
     try:

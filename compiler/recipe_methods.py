@@ -70,6 +70,14 @@ class TyrMethod(Section):
     damping: Damping = 0.01
     dense_target: DenseTarget = 0.5
     first_order: FirstOrder = 0.0
+    centre: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="The sparsity of the uniform layout that the first supernet is built around; "
+        "by default the target's. Builds for several targets that name the same share the "
+        "supernet, as those of a sweep do.",
+    )
     rounds: int = Field(
         default=1,
         ge=1,
@@ -176,6 +184,21 @@ class ImportanceMethod(Section):
     )
     damping: Damping = 0.01
     dense_target: DenseTarget = 0.5
+
+    @field_validator("spread", "damping", "dense_target")
+    @classmethod
+    def _is_read(cls, value: object, info: ValidationInfo) -> object:
+        name, data = info.field_name or "", info.data
+        if value == cls.model_fields[name].default:
+            return value
+        if name == "spread" and data.get("allocation") == "uniform":
+            raise refusal("is not read with `allocation: uniform`", "remove it")
+        if name == "dense_target" and data.get("refit") is False:
+            raise refusal("is not read with `refit: false`", "remove it")
+        inverted = data.get("metrics", {}).get("obs", 0) > 0
+        if name == "damping" and data.get("refit") is False and not inverted:
+            raise refusal("is not read with `refit: false` by other metrics than obs", "remove it")
+        return value
 
 
 class CalibrationSpace(Section):

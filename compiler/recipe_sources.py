@@ -85,7 +85,8 @@ Source = Annotated[
 
 
 class SelfSource(Section):
-    """Text that the dense model itself writes, for users who have none of its kind."""
+    """Text that the dense model itself writes, for users who have none: of a base model a sample
+    of what it was trained on, of one tuned to answer whatever it says to an empty prompt."""
 
     kind: Literal["self"] = Field(description="Where the text comes from.")
     temperature: float = Field(

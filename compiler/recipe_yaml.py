@@ -19,6 +19,7 @@ import yaml
 from yaml import events
 
 from prunec.compiler.diagnostics import Diagnostic, UserError, quoted, shown
+from prunec.compiler.secrets import SECRET
 
 MAX_DEPTH = 32
 MAX_NODES = 10_000
@@ -80,15 +81,23 @@ class _Reader:
         self.name = name
         self.nodes = 0
         self.found = Document(Origin(1, 1, f"{name}:1:1"))
-        unprintable = yaml.reader.Reader.NON_PRINTABLE.search(text)
-        if unprintable:
-            before = text[: unprintable.start()]
-            line, column = before.count("\n"), len(before) - before.rfind("\n") - 1
+        if unprintable := yaml.reader.Reader.NON_PRINTABLE.search(text):
             self.refuse(
-                yaml.Mark(name, 0, line, column, None, 0),
+                self.mark(text, unprintable.start()),
                 f"the character {quoted(unprintable[0])} is not allowed in YAML",
             )
+        if secret := SECRET.search(text):  # in comments too: the text is copied as it is
+            self.refuse(
+                self.mark(text, secret.start()),
+                "this looks like an access token or a password, which a recipe may not hold",
+                "recipes are copied into artefacts; put a token into the environment (HF_TOKEN)",
+            )
         self.loader = yaml.SafeLoader(text)
+
+    def mark(self, text: str, at: int) -> yaml.Mark:
+        before = text[:at]
+        line, column = before.count("\n"), len(before) - before.rfind("\n") - 1
+        return yaml.Mark(self.name, 0, line, column, None, 0)
 
     def document(self) -> Document:
         self.expect(events.StreamStartEvent)

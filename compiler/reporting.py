@@ -38,11 +38,15 @@ from prunec.validators.results import (
     Cost,
     Divergence,
     ModelSize,
+    RecoveryPoint,
+    RecoveryResult,
     Report,
     SearchPoint,
     SearchResult,
     StepCost,
     SurrogateResult,
+    TrialResult,
+    TuningResult,
 )
 
 #: Kinds of steps whose result is an artefact.
@@ -94,6 +98,8 @@ def report_of(
         ),
         completion=_completion(context, done),
         search=_search(context, done),
+        tuning=_tuning(done),
+        recovery=_recovery(done),
         remote_code=recipe.target.layout == "per_layer",
         artefacts={kind: _place(context, step) for kind, step in made.items()},
         versions={"python": platform.python_version()}
@@ -201,3 +207,21 @@ def _search(context: Context, done: Mapping[str, FinishedStep]) -> SearchResult 
     return SearchResult(
         Divergence(first["divergence"], last["divergence"]), tuple(points), tuple(surrogates)
     )
+
+
+def _tuning(done: Mapping[str, FinishedStep]) -> TuningResult | None:
+    """How settings were found; None where none were sought."""
+    for finished in done.values():
+        if saved := finished.summary.get("tuning"):
+            trials = tuple(TrialResult(**trial) for trial in saved["trials"])
+            return TuningResult(**saved | {"trials": trials})
+    return None
+
+
+def _recovery(done: Mapping[str, FinishedStep]) -> RecoveryResult | None:
+    """How the pruned model was trained back; None where it was not."""
+    for finished in done.values():
+        if saved := finished.summary.get("recovery"):
+            points = tuple(RecoveryPoint(**point) for point in saved["points"])
+            return RecoveryResult(**saved | {"points": points})
+    return None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FINISHED = "finished"
+_RECORD = {"found", "seconds", "peak_rss_bytes"}
 
 
 class LostResultError(Exception):
@@ -55,8 +56,13 @@ class Entry:
         self.save_json(_FINISHED, record)
 
     def record(self) -> dict[str, Any] | None:
-        """What `finish` was given; None while the step is not done."""
-        return self.load_json(_FINISHED)
+        """What `finish` was given; None while the step is not done, or was by another layout."""
+        record = self.load_json(_FINISHED)
+        return record if isinstance(record, dict) and record.keys() >= _RECORD else None
+
+    def discard(self) -> None:
+        """Forget all that the step has made."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def found(self) -> dict[str, Any]:
         """What a finished step found. LostResultError if that is gone."""
@@ -114,15 +120,26 @@ class Entry:
         """(tensors, facts) that were saved; None if there are none, or they are damaged."""
         from safetensors import safe_open
 
+        path = self.tensor_file(name)
+        if path is None:
+            return None
+        with safe_open(path, framework="pt") as file:
+            # Copies: the store's files may go while their tensors are in use.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+            return tensors, json.loads(file.metadata()["facts"])
+
+    def tensor_file(self, name: str) -> Path | None:
+        """The file of tensors that were saved; None if there are none, or they are damaged."""
         for path in sorted(self.folder.glob(f"{name}.*.safetensors")):
-            if file_sha256(path)[:16] != path.name.split(".")[-2]:
-                path.unlink()
-                continue
-            with safe_open(path, framework="pt") as file:
-                # Copies: the store's files may go while their tensors are in use.
-                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-                return tensors, json.loads(file.metadata()["facts"])
+            if file_sha256(path)[:16] == path.name.split(".")[-2]:
+                return path
+            path.unlink()
         return None
+
+    def forget_tensors(self, name: str) -> None:
+        """Remove tensors that were saved and are of no more use."""
+        for path in self.folder.glob(f"{name}.*.safetensors"):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from prunec.compiler.calibration.sources import SourceError, file_identity
@@ -11,7 +13,7 @@ from prunec.compiler.diagnostics import BuildError, RecipeProblemError
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import Facts, facts_from_config
 from prunec.compiler.model.folder import facts_from_folder
-from prunec.compiler.model.headers import INDEX, read_json, shard_names
+from prunec.compiler.model.headers import INDEX, check_inside, read_json, shard_names
 from prunec.compiler.plan import digest
 from prunec.compiler.plan_builder import Subject
 from prunec.compiler.recipe import ModelSpec
@@ -26,24 +28,27 @@ def subject_for_plan(model: ModelSpec) -> Subject:
     """As much of the model as is at hand; a config is enough. RecipeProblemError, BuildError."""
     if model.folder:
         return _from_folder(model.folder, model)
+    commit = None
     try:
         if model.config:
             config, revision = model.config, model.revision or "main"
         else:
             snapshot = _from_hub(model, ["config.json"])
             config, revision = snapshot / "config.json", snapshot.name
+            commit = snapshot.name
         facts = facts_from_config(read_json(config))
     except ModelError as error:
         raise _unusable(error, model) from None
     content = hashlib.sha256(config.read_bytes()).hexdigest()
-    return Subject(facts, None, digest([model.source, revision, content]))
+    return Subject(facts, None, digest([model.source, revision, content]), commit)
 
 
 def subject_for_build(model: ModelSpec) -> Subject:
     """The model with its checkpoint, from the hub if need be. RecipeProblemError, BuildError."""
     if model.folder:
         return _from_folder(model.folder, model)
-    subject = _from_folder(_from_hub(model, _HUB_FILES), model)
+    snapshot = _from_hub(model, _HUB_FILES)
+    subject = replace(_from_folder(snapshot, model), commit=snapshot.name)
     if model.config and _sizes(facts_from_config(read_json(model.config))) != _sizes(subject.facts):
         raise RecipeProblemError(
             "model.config",
@@ -56,14 +61,28 @@ def subject_for_build(model: ModelSpec) -> Subject:
 def _from_folder(folder: Path, model: ModelSpec) -> Subject:
     try:
         facts = facts_from_folder(folder)
-        names = {"config.json", *shard_names(folder)}
-        names |= {INDEX} if (folder / INDEX).exists() else set()
-        for exporter in EXPORTERS.values():
-            names |= {str(name) for name in exporter.carried_files(folder)}
-        identity = digest([[name, file_identity(folder / name)] for name in sorted(names)])
+        names = _files_read(folder)
+        for name in names:
+            check_inside(folder, name)
+        identity = digest([[name, file_identity(folder / name)] for name in names])
     except (ModelError, SourceError) as error:
         raise _unusable(error, model) from None
     return Subject(facts, folder, identity)
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Size, modification time and inode of every file of a checkpoint that a build reads: they
+    change when somebody writes to it. ModelError or OSError if one is gone."""
+    found = {name: (folder / name).stat() for name in _files_read(folder)}
+    return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in found.items()}
+
+
+def _files_read(folder: Path) -> Iterable[str]:
+    names = {"config.json", *shard_names(folder)}
+    names |= {INDEX} if (folder / INDEX).exists() else set()
+    for exporter in EXPORTERS.values():
+        names |= {str(name) for name in exporter.carried_files(folder)}
+    return sorted(names)
 
 
 def _from_hub(model: ModelSpec, patterns: list[str]) -> Path:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from prunec.compiler.diagnostics import Diagnostic, UserError
 from prunec.compiler.plan import digest
 from prunec.compiler.plan_builder import Subject
 from prunec.compiler.planned import Planned, plan_recipe
-from prunec.compiler.recipe import ModelSpec
+from prunec.compiler.recipe import ModelSpec, Recipe, TyrMethod
 
 _OPENING, _CLOSING, _QUOTES = "[{", "]}", "\"'"
 _LONGEST = 100  # characters of a folder's name
@@ -72,11 +73,13 @@ def plan_points(
     settings: Sequence[str],
     find: Callable[[ModelSpec], Subject],
     say: Callable[[str], None],
+    *,
+    share_supernets: bool = True,
 ) -> list[PlannedPoint]:
     """Every point of the grid, planned; those that ask for the same build are made one, and told.
 
     UserError with the mistakes of all of them, BuildError where a model cannot be had. `find` gives
-    the model of a recipe.
+    the model of a recipe. `share_supernets`: see `shared_centre`.
     """
     found: dict[str, Subject] = {}
 
@@ -99,7 +102,40 @@ def plan_points(
     for_all_points(grid(settings), plan, lambda point: point)
     if len(planned) == 1:
         raise UserError(Diagnostic("all points of the sweep ask for the same build"))
-    return planned
+    centre = shared_centre([each.planned.recipe for each in planned]) if share_supernets else None
+    if centre is None:
+        return planned
+    say(
+        f"points share one supernet, around a sparsity of {centre:g} "
+        "(--own-supernets makes one for each)"
+    )
+
+    def around_centre(each: PlannedPoint) -> PlannedPoint:
+        if not _has_a_supernet_to_share(each.planned.recipe):
+            return each
+        overrides = (*each.point.overrides, f"method.centre={centre:g}")
+        point = replace(each.point, overrides=overrides)
+        return PlannedPoint(point, plan_recipe(path, overrides, find_once))
+
+    return [around_centre(each) for each in planned]
+
+
+def shared_centre(recipes: Sequence[Recipe]) -> float | None:
+    """The sparsity in the middle of those that are swept, for one supernet to be built around; None
+    where there are not several, or none of them searches a supernet of its own."""
+    wanted = {recipe.target.sparsity for recipe in recipes if _has_a_supernet_to_share(recipe)} - {
+        None
+    }
+    if len(wanted) < 2:
+        return None
+    return statistics.median(sparsity for sparsity in wanted if sparsity is not None)
+
+
+def _has_a_supernet_to_share(recipe: Recipe) -> bool:
+    """Whether a build is Týr's, for a sparsity, and says nothing of its supernet's centre."""
+    method = recipe.method
+    searches = isinstance(method, TyrMethod) and not method.faithful and method.centre is None
+    return searches and recipe.target.sparsity is not None
 
 
 def for_all_points(

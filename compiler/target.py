@@ -4,12 +4,18 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 from prunec.compiler.diagnostics import RecipeProblemError
 from prunec.compiler.estimates import Estimates
 from prunec.compiler.model.facts import Facts
-from prunec.compiler.model.layout import dense_layout, prunable_parameters, total_parameters
+from prunec.compiler.model.layout import (
+    Layout,
+    dense_layout,
+    prunable_parameters,
+    total_parameters,
+)
 from prunec.compiler.recipe import Recipe
 from prunec.compiler.search import price
 from prunec.compiler.search.budget import Budget, Ceiling
@@ -39,6 +45,14 @@ def budget_of(recipe: Recipe, facts: Facts) -> Budget:
         ),
         attended=frozenset().union(*(exporter.attended for exporter in exporters)),
     )
+
+
+def uniform_layout_at(recipe: Recipe, facts: Facts, sparsity: float) -> Layout:
+    """The uniform layout that would be legal for the recipe if this were its target.
+
+    Raises InfeasibleTargetError.
+    """
+    return replace(budget_of(recipe, facts), target=sparsity).uniform_layout()
 
 
 def target_params(recipe: Recipe) -> dict[str, Any]:

@@ -25,6 +25,10 @@ class Provenance:
     """One phrase: which text, how many tokens, which seed."""
     hub_id: str | None = None
     """The dense model's id on the Hub, if it has one."""
+    commit: str | None = None
+    """Which commit of it was read."""
+    recovery: str | None = None
+    """One phrase: how it was trained back, on which text; None where it was not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,11 @@ def model_card(
     )
     loading = _UNIFORM if layout_kind == "uniform" else _PER_LAYER
     recipe = provenance.recipe_text
+    recovered = f"\nThen {provenance.recovery}." if provenance.recovery else ""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0))
+    dense = f"`{provenance.source}`"
+    if provenance.commit:
+        dense += f" (commit {provenance.commit})"
     return f"""\
 ---
 {head.to_yaml()}
@@ -87,7 +91,7 @@ def model_card(
 
 # {Path(provenance.source).name}, {sparsity(facts, layout):.1%} pruned
 
-`{provenance.source}`, made physically smaller by prunec: what was pruned is gone from the files,
+{dense}, made physically smaller by prunec: what was pruned is gone from the files,
 not zeroed.
 
 | | dense | this model |
@@ -111,7 +115,7 @@ A dash means that the layer has no attention, or no MLP.
 
 ## How it was made
 
-Method `{provenance.method}`, calibrated on {provenance.calibration}.
+Method `{provenance.method}`, calibrated on {provenance.calibration}.{recovered}
 The recipe, also in `prunec/recipe.yaml`; `prunec/plan.json` says what it was resolved to:
 
 {fence}yaml

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from prunec.compiler.methods import magnitude, tyr, uniform
+from prunec.compiler.methods import adapruner, importance, magnitude, tyr, uniform
 from prunec.compiler.model.layout import Layout
 from prunec.compiler.plan_builder import PlanBuilder
 
 METHODS: Mapping[str, Callable[[PlanBuilder, Layout], str]] = {
     "tyr": tyr.plan,
+    "adapruner": adapruner.plan,
     "uniform": uniform.plan,
+    "importance": importance.plan,
     "magnitude": magnitude.plan,
 }

@@ -3,21 +3,19 @@
 
 from __future__ import annotations
 
+from prunec.compiler.methods.importance import add_resolve
 from prunec.compiler.model.layout import Layout
-from prunec.compiler.plan import Cost
 from prunec.compiler.plan_builder import PlanBuilder, plain
+
+#: Squared weights, coupled tensors summed.
+_SCORING = {
+    "metrics": {"magnitude_l2": 1.0},
+    "aggregation": "sum",
+    "exponent": 1.0,
+    "damping": 0.01,  # of no metric that is used
+}
 
 
 def plan(steps: PlanBuilder, start: Layout) -> str:
-    steps.add(
-        "resolve",
-        "resolve",
-        "remove the units of smallest norm; nothing is refitted",
-        steps.model | {"solver": "magnitude", "layout": plain(start)},
-        {},
-        Cost(
-            memory_bytes=2 * steps.estimate.layer_bytes,
-            disk_bytes=steps.estimate.weight_bytes(start),
-        ),
-    )
+    add_resolve(steps, start, _SCORING | {"layout": plain(start)}, {}, refit=False)
     return "resolve"

@@ -11,6 +11,8 @@ from prunec.compiler.model.layout import Layout
 from prunec.compiler.plan import Cost
 from prunec.compiler.plan_builder import PlanBuilder, plain
 from prunec.compiler.recipe import Search, TyrMethod
+from prunec.compiler.search.budget import InfeasibleTargetError
+from prunec.compiler.target import uniform_layout_at
 
 #: Most likely tokens of the dense model that are kept apart when distributions are compared.
 TOP_K = 512
@@ -18,28 +20,22 @@ TOP_K = 512
 
 def plan(steps: PlanBuilder, start: Layout) -> str:
     """Rounds of supernet and search, each around the last one's winner; then resolve."""
-    method, search, facts = steps.recipe.method, steps.recipe.search, steps.facts
-    assert isinstance(method, TyrMethod) and search is not None
+    method = steps.recipe.method
+    assert isinstance(method, TyrMethod)
     if method.faithful:
         return plan_published(steps)
-    tokens = steps.count("search-tokens")
-    top = min(TOP_K, facts.vocab_size)
-    steps.add(
-        "teacher",
-        "teacher",
-        "next-token distributions of the dense model",
-        steps.model | {"top_k": top},
-        {"tokens": "search-tokens"},
-        Cost(
-            token_forwards=tokens,
-            memory_bytes=steps.estimate.teacher_bytes(tokens, top) + steps.estimate.layer_bytes,
-            disk_bytes=steps.estimate.teacher_bytes(tokens, top),
-        ),
-    )
-    allowances = _allowances(search, method.rounds, tokens)
+    return add_search(steps, method, start)
+
+
+def add_search(steps: PlanBuilder, method: TyrMethod, start: Layout) -> str:
+    """The rounds of `method`, which need not be the recipe's; a tuner settles what is not its."""
+    search = steps.recipe.search
+    assert search is not None
+    add_teacher(steps)
+    allowances = _allowances(search, method.rounds, steps.count("search-tokens"))
     layout_of = ""
     for number in range(1, method.rounds + 1):
-        centre = plain(start) if number == 1 else None
+        centre = plain(_centre(steps, method, start)) if number == 1 else None
         walked = {"tokens": "calibration-tokens"} | ({"centre": layout_of} if layout_of else {})
         steps.add(
             f"supernet-{number}",
@@ -52,8 +48,8 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
             | steps.solver()
             | {"dense_target": 0.0}
             | ({"centre": centre} if centre else {})
-            | steps.budget(),
-            walked,
+            | (steps.budget() if method.centre is None else steps.legality()),
+            walked | steps.tuned,
             steps.walk(0.0, steps.estimate.nested_bytes),
         )
         held = steps.estimate.nested_bytes
@@ -74,7 +70,8 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
                 "offspring": method.offspring,
                 "step": step,
                 "seed": [search.seed, number],
-            },
+            }
+            | ({"start": plain(start)} if centre and method.centre is not None else {}),
             {"supernet": f"supernet-{number}", "teacher": "teacher", "tokens": "search-tokens"}
             | earlier,
             Cost(
@@ -88,10 +85,44 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
         "resolve",
         "fit the winner once more, layer by layer, to the inputs it really sees",
         steps.model | steps.solver(),
-        {"tokens": "calibration-tokens", "layout": layout_of},
+        {"tokens": "calibration-tokens", "layout": layout_of} | steps.tuned,
         steps.walk(steps.solver()["dense_target"], steps.estimate.weight_bytes(start)),
     )
     return "resolve"
+
+
+def add_teacher(steps: PlanBuilder) -> None:
+    """The step that keeps the dense model's distributions on the search text, once."""
+    if any(step.name == "teacher" for step in steps.steps):
+        return
+    tokens = steps.count("search-tokens")
+    top = min(TOP_K, steps.facts.vocab_size)
+    steps.add(
+        "teacher",
+        "teacher",
+        "next-token distributions of the dense model",
+        steps.model | {"top_k": top},
+        {"tokens": "search-tokens"},
+        Cost(
+            token_forwards=tokens,
+            memory_bytes=steps.estimate.teacher_bytes(tokens, top) + steps.estimate.layer_bytes,
+            disk_bytes=steps.estimate.teacher_bytes(tokens, top),
+        ),
+    )
+
+
+def _centre(steps: PlanBuilder, method: TyrMethod, start: Layout) -> Layout:
+    """The layout that the first supernet is built around."""
+    if method.centre is None:
+        return start
+    try:
+        return uniform_layout_at(steps.recipe, steps.facts, method.centre)
+    except InfeasibleTargetError as error:
+        raise RecipeProblemError(
+            "method.centre",
+            f"method.centre is {method.centre}; {error}",
+            hint="change or remove it",
+        ) from None
 
 
 def _allowances(search: Search, rounds: int, tokens: int) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
         "resolve",
         "prune layer by layer, all alike, and refit what stays",
         steps.model | steps.solver() | {"layout": plain(start)},
-        {"tokens": "calibration-tokens"},
+        {"tokens": "calibration-tokens"} | steps.tuned,
         steps.walk(steps.solver()["dense_target"], steps.estimate.weight_bytes(start)),
     )
     return "resolve"

@@ -11,6 +11,9 @@ from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.families import Family, family_of
 from prunec.compiler.model.headers import TensorInfo
 
+#: Beyond every model: a damaged config is refused before anything of its size is made.
+_MOST_LAYERS, _LARGEST = 10_000, 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -68,5 +71,9 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> in
     value = config.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelError(f"config.json has {key}: {value!r}; it must be a positive integer")
+        given = repr(value)[:60]
+        raise ModelError(f"config.json has {key}: {given}; it must be a positive integer")
+    limit = _MOST_LAYERS if key == "num_hidden_layers" else _LARGEST
+    if value > limit:
+        raise ModelError(f"config.json has {key} above {limit:,}, which no model has")
     return value

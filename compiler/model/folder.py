@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import Facts, facts_from_config
-from prunec.compiler.model.headers import read_headers, read_json
+from prunec.compiler.model.headers import check_inside, read_headers, read_json
 from prunec.compiler.model.layout import dense_layout, tensor_shapes
 
 _FLOATS = ("BF16", "F16", "F32", "F64")
@@ -20,6 +20,7 @@ def facts_from_folder(folder: Path) -> Facts:
     Raises ModelError where a file is missing or damaged or a tensor has another shape than the
     config says.
     """
+    check_inside(folder, "config.json")
     facts = facts_from_config(read_json(folder / "config.json"))
     facts = replace(facts, tensors=read_headers(folder))
     _check_shapes(facts, folder)

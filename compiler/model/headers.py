@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
+import re
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,12 @@ from prunec.compiler.model.errors import ModelError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MAX_HEADER = 100_000_000  # the format's own limit
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8}
+_BITS |= {"U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}
+_DTYPE, _MOST_AXES = re.compile(r"[A-Z0-9_]{1,20}"), 64
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # What reading a header raises when it is not one: bad JSON, or JSON of another structure.
-_DAMAGE = (ValueError, RecursionError, TypeError, KeyError, AttributeError, IndexError)
+_DAMAGE = (ValueError, RecursionError, TypeError, KeyError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelError(f"{path} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None
+        raise ModelError(f"{path} cannot be read: {_brief(error)}") from None
     if not isinstance(content, dict):
         raise ModelError(f"{path} does not hold a JSON object")
     return content
@@ -51,17 +58,33 @@ def shard_names(folder: Path) -> list[str]:
     elif (folder / SINGLE).exists():
         names = [SINGLE]
     else:
+        pickles = sorted(path.name for suffix in _PICKLES for path in folder.glob(f"*{suffix}"))
         raise ModelError(
-            f"{folder} holds neither {SINGLE} nor {INDEX}",
+            f"{folder} holds its weights as pickles only ({pickles[0]}), which prunec never opens"
+            if pickles
+            else f"{folder} holds neither {SINGLE} nor {INDEX}",
             hint="prunec reads safetensors only; save the model with save_pretrained first",
         )
     present = {path.name for path in folder.iterdir() if path.is_file()}
     for name in names:
         if Path(name).name != name:
-            raise ModelError(f"{folder / INDEX} names a shard outside its folder: {name!r}")
+            raise ModelError(f"{folder / INDEX} names a shard outside its folder: {name[:80]!r}")
         if name not in present:
-            raise ModelError(f"{folder / name} is missing, though the index names it")
+            raise ModelError(f"{folder}: {name[:80]!r} is missing, though the index names it")
+        check_inside(folder, name)
     return names
+
+
+def check_inside(folder: Path, name: str) -> None:
+    """ModelError for a file of a checkpoint that is a link out of its folder: what lies there
+    would be copied into artefacts. The hub's cache is made of links into its own `blobs`."""
+    home, target = folder.resolve(), (folder / name).resolve()
+    in_hub_cache = home.parent.name == "snapshots" and target.parent == home.parents[1] / "blobs"
+    if not (target.is_relative_to(home) or in_hub_cache):
+        raise ModelError(
+            f"{folder / name} is a link that leaves its folder, to {target}",
+            hint="put the file itself there",
+        )
 
 
 def read_headers(folder: Path) -> dict[str, TensorInfo]:
@@ -74,7 +97,7 @@ def read_headers(folder: Path) -> dict[str, TensorInfo]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of one safetensors file, its offsets checked against the file's size."""
+    """The JSON header of one safetensors file: its tensors fill the file, one after the other."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -88,12 +111,29 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads(content)
         header.pop("__metadata__", None)
-        ends = [operator.index(entry["data_offsets"][1]) for entry in header.values()]
-        for entry in header.values():
-            tuple(entry["shape"]), str(entry["dtype"])
+        spans = sorted(_span(name, entry) for name, entry in header.items())
     except _DAMAGE as error:
-        raise ModelError(f"{path} has a damaged header: {error}") from None
-    promised = 8 + length + max(ends, default=0)
+        raise ModelError(f"{path} has a damaged header: {_brief(error)}") from None
+    promised = 8 + length + max((end for _, end in spans), default=0)
     if size != promised:
         raise ModelError(f"{path} is {size:,} bytes; its header promises {promised:,}")
+    if any(begin != end for (_, end), (begin, _) in pairwise([(0, 0), *spans])):
+        raise ModelError(f"{path} has a damaged header: its tensors overlap or leave gaps")
     return dict(header)
+
+
+def _span(name: str, entry: Any) -> tuple[int, int]:
+    """Where a tensor begins and ends. ValueError, or another of _DAMAGE, if that cannot be."""
+    begin, end = map(operator.index, entry["data_offsets"])
+    dtype, shape = entry["dtype"], [operator.index(length) for length in entry["shape"]]
+    known = isinstance(dtype, str) and _DTYPE.fullmatch(dtype) and len(shape) <= _MOST_AXES
+    if not known or min(begin, end - begin, *shape, 0) < 0:
+        raise ValueError(f"{name!r} is no tensor")
+    if dtype in _BITS and (end - begin) * 8 != math.prod(shape) * _BITS[dtype]:
+        raise ValueError(f"{name!r} has another size than its shape says")
+    return begin, end
+
+
+def _brief(error: Exception) -> str:
+    """One line, not too long: a header may hold names of any kind."""
+    return " ".join(str(error).split())[:200]

@@ -15,9 +15,10 @@ from typing import Protocol
 from torch import Tensor
 
 from prunec.compiler.model.decoder import Decoder
+from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import LayerSpec, Layout, attention_parameters, dense_layout
 from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
-from prunec.compiler.passes.eliminate import channel_order, head_path
+from prunec.compiler.passes.eliminate import HeadPath, channel_order, head_path
 from prunec.compiler.passes.gram import Streams, advance, energy, gram_statistics
 from prunec.compiler.passes.least_squares import (
     NestedSolution,
@@ -37,6 +38,45 @@ class Solver:
     first_order: float = 0.0
 
 
+class Ranking(Protocol):
+    """Which units of a layer matter most, before any is removed."""
+
+    def heads(
+        self, index: int, problem: NormalEquations, facts: Facts, waypoints: Sequence[Shape]
+    ) -> HeadPath:
+        """The attention shapes of a layer from dense to none, those of `waypoints` among them."""
+        ...
+
+    def channels(self, index: int, problem: NormalEquations) -> Tensor:
+        """[MLP width]: neurons of a layer, most important first."""
+        ...
+
+
+@dataclass(frozen=True)
+class LeastCost:
+    """One unit after another goes, each time the one whose removal costs least by then."""
+
+    first_order: float
+
+    def heads(
+        self, index: int, problem: NormalEquations, facts: Facts, waypoints: Sequence[Shape]
+    ) -> HeadPath:
+        return head_path(
+            problem,
+            head_dim=facts.head_dim,
+            query_heads=facts.query_heads,
+            kv_heads=facts.kv_heads,
+            parameters=lambda q, kv: attention_parameters(
+                facts, LayerSpec(q, kv, facts.head_dim, 0)
+            ),
+            waypoints=waypoints,
+            first_order=self.first_order,
+        )
+
+    def channels(self, index: int, problem: NormalEquations) -> Tensor:
+        return channel_order(problem, first_order=self.first_order)
+
+
 class LayerMemory(Protocol):
     """Where finished layers are kept, so that a walk that was stopped goes on."""
 
@@ -52,15 +92,17 @@ def prune_sequentially(
     solver: Solver,
     memory: LayerMemory,
     *,
+    ranking: Ranking | None = None,
     waypoints: Sequence[Shape] = (),
     on_layer: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Walk through the model, pruning each layer to its spec in `layout`; `memory` gets the result.
 
     ids: [windows, length] calibration tokens. Every layer's path of attention shapes contains the
-    layer's own; `waypoints` (descending) prescribe it further. `on_layer` is told how many layers
-    are done.
+    layer's own; `waypoints` (descending) prescribe it further. `ranking` says in which order units
+    go, by default at least cost. `on_layer` is told how many layers are done.
     """
+    ranking = ranking or LeastCost(solver.first_order)
     streams = Streams.start(decoder, ids, with_dense=solver.dense_target > 0)
     for index, spec in enumerate(layout):
         tensors = decoder.layer_tensors(index)
@@ -68,7 +110,9 @@ def prune_sequentially(
         cut = memory.load(index)
         if cut is None:
             path = waypoints or [(spec.query_heads, spec.kv_heads)]
-            nested = _solve_layer(decoder, index, tensors, dense, streams, spec, solver, path)
+            nested = _solve_layer(
+                decoder, index, tensors, dense, streams, spec, solver, ranking, path
+            )
             cut = nested.cut(decoder.facts, tensors, spec)
             memory.save(index, nested, cut)
             pruned = decoder.layer(index, spec, cut.tensors)
@@ -90,6 +134,7 @@ def _solve_layer(
     streams: Streams,
     spec: LayerSpec,
     solver: Solver,
+    ranking: Ranking,
     waypoints: Sequence[Shape],
 ) -> NestedLayer:
     """Statistics, order and factorisation of a layer's two sublayers.
@@ -107,15 +152,7 @@ def _solve_layer(
         )
 
     problem = local_problem(partial(decoder.attend, dense), family.output)
-    path = head_path(
-        problem,
-        head_dim=facts.head_dim,
-        query_heads=facts.query_heads,
-        kv_heads=facts.kv_heads,
-        parameters=lambda q, kv: attention_parameters(facts, LayerSpec(q, kv, facts.head_dim, 0)),
-        waypoints=waypoints,
-        first_order=solver.first_order,
-    )
+    path = ranking.heads(index, problem, facts, waypoints)
     solution = NestedSolution.solve(problem, path.order)
     attention = NestedAttention(facts.head_dim, path, solution, energy(streams.pruned))
     cut = attention.cut(facts, tensors, (spec.query_heads, spec.kv_heads))
@@ -123,5 +160,5 @@ def _solve_layer(
     advance(decoder, streams.pruned, partial(decoder.attend, pruned))
 
     problem = local_problem(partial(decoder.feed, dense), family.down)
-    solution = NestedSolution.solve(problem, channel_order(problem, first_order=solver.first_order))
+    solution = NestedSolution.solve(problem, ranking.channels(index, problem))
     return NestedLayer(attention, NestedMLP(solution, energy(streams.pruned)))

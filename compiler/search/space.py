@@ -37,6 +37,25 @@ class Space:
         layers = len(self.paths)
         return [range(layers)] if self.budget.tied else [range(i, i + 1) for i in range(layers)]
 
+    def reachable(
+        self, candidate: Candidate, step: int, rng: np.random.Generator
+    ) -> Candidate | None:
+        """The candidate with every attention shape that its layer's path lacks replaced by the
+        path's nearest in cost, and the widths made to fit; None where they cannot be."""
+        size = self.budget.attention_size
+        shapes = tuple(
+            shape if shape in path else min(path, key=lambda s: abs(size(s) - size(shape)))
+            for shape, path in zip(candidate.shapes, self.paths, strict=True)
+        )
+        if shapes == candidate.shapes:
+            return candidate
+        everywhere = range(len(shapes))
+        moved = replace(candidate, shapes=shapes)
+        if not self.budget.mlp_is_free:
+            excess = round(self._excess_neurons(moved, everywhere))
+            moved = self.moved_mlp(moved, everywhere, -excess)
+        return self.balanced(moved, step, rng)
+
     def mutate(
         self, parent: Candidate, step: int, rng: np.random.Generator, most: int
     ) -> Candidate | None:

@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from prunec.compiler.plan import Step
+from prunec.compiler.steps.chosen import run_chosen
 from prunec.compiler.steps.context import Context, Progress, Summary
 from prunec.compiler.steps.export import run_dense_export, run_export
+from prunec.compiler.steps.generate import run_generate
 from prunec.compiler.steps.measures import (
     run_artefact,
     run_footprint,
@@ -16,15 +18,24 @@ from prunec.compiler.steps.measures import (
     run_speed,
     run_tasks,
 )
+from prunec.compiler.steps.mixture import run_mixture
 from prunec.compiler.steps.published import run_layers, run_published_search, run_published_supernet
+from prunec.compiler.steps.recover import run_distributions, run_recover
 from prunec.compiler.steps.search import run_search
+from prunec.compiler.steps.statistics import run_statistics
 from prunec.compiler.steps.teacher import run_teacher
 from prunec.compiler.steps.tokens import run_tokens
+from prunec.compiler.steps.tune import run_tune
 from prunec.compiler.steps.walks import run_resolve, run_supernet
 from prunec.compiler.store import Entry
 
 RUNNERS: Mapping[str, Callable[[Context, Step, Entry, Progress], Summary]] = {
     "tokens": run_tokens,
+    "generate": run_generate,
+    "mixture": run_mixture,
+    "statistics": run_statistics,
+    "tune": run_tune,
+    "chosen": run_chosen,
     "teacher": run_teacher,
     "supernet": run_supernet,
     "search": run_search,
@@ -32,6 +43,8 @@ RUNNERS: Mapping[str, Callable[[Context, Step, Entry, Progress], Summary]] = {
     "published-supernet": run_published_supernet,
     "published-search": run_published_search,
     "published-layers": run_layers,
+    "distributions": run_distributions,
+    "recover": run_recover,
     "export": run_export,
     "dense-export": run_dense_export,
     "artefact": run_artefact,

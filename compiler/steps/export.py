@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from prunec.compiler.layer_store import load_cut
 from prunec.compiler.model.layout import dense_layout, layout_from_plain, tensor_shapes
 from prunec.compiler.plan import Step, digest
+from prunec.compiler.plan_texts import plain_source
 from prunec.compiler.steps.context import Context, Progress, Summary
 from prunec.compiler.store import Entry, LostResultError, file_sha256, sync_tree, write_text
 from prunec.exporters import exporter_for
@@ -151,7 +152,7 @@ def _provenance(context: Context) -> Provenance:
     recipe = context.recipe
     calibration = "no calibration text"
     if recipe.calibration:
-        source = context.plan.step("calibration-tokens").params["source"]
+        source = plain_source(recipe.calibration.source, context.base)
         calibration = (
             f"{describe_source(source)}, {recipe.calibration.tokens:,} tokens, "
             f"seed {recipe.calibration.seed}"
@@ -164,7 +165,22 @@ def _provenance(context: Context) -> Provenance:
         method=recipe.method.kind,
         calibration=calibration,
         hub_id=hub_id,
+        commit=context.subject.commit,
+        recovery=_recovery(context),
     )
+
+
+def _recovery(context: Context) -> str | None:
+    """How the weights were trained back, in a phrase; None where they are as they were pruned."""
+    recover = context.recipe.recover
+    steps = [step for step in context.plan.steps if step.kind == "recover"]
+    if recover is None or recover.source is None or not steps:
+        return None
+    if not context.store.entry(steps[0].fingerprint).found()["recovery"]["kept"]:
+        return None
+    source = describe_source(plain_source(recover.source, context.base))
+    by = "low-rank adapters" if recover.kind == "lora" else "its layers one by one"
+    return f"trained back by {by} on {source}, {recover.tokens:,} tokens, seed {recover.seed}"
 
 
 def _provenance_digest(context: Context) -> str:
@@ -173,6 +189,13 @@ def _provenance_digest(context: Context) -> str:
 
 def describe_source(source: dict[str, Any]) -> str:
     """A source of text in a few words."""
+    if source["kind"] == "self":
+        return f"the dense model's own (temperature {source['temperature']:g})"
+    if source["kind"] == "mix":
+        parts = source["parts"].values()
+        whole = sum(part["weight"] for part in parts)
+        shares = (f"{p['weight'] / whole:.1%} {describe_source(p['source'])}" for p in parts)
+        return f"mix of {', '.join(shares)}"
     rest = [str(value) for key, value in source.items() if key not in ("kind", "files") and value]
     files = source.get("files", [])
     rest += files if len(files) <= 3 else [f"{len(files)} files"]

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from prunec.compiler.layer_store import load_nested
+from prunec.compiler.model.errors import ModelError
 from prunec.compiler.plan import Step
 from prunec.compiler.search.allowance import Allowance
 from prunec.compiler.search.budget import Candidate
@@ -34,8 +37,8 @@ def run_search(context: Context, step: Step, entry: Entry, progress: Progress) -
 
     budget = budget_of(context.recipe, context.subject.facts)
     supernet_step = context.plan.step(step.inputs["supernet"])
-    start = Candidate.of(layout_of(context, supernet_step, "centre"))
     space = Space.within(budget, [nested.attention.shapes for nested in supernet])
+    start = _start(context, step, supernet_step, space)
     settings = Settings(
         offspring=params["offspring"],
         step=params["step"],
@@ -105,6 +108,23 @@ def run_search(context: Context, step: Step, entry: Entry, progress: Progress) -
         "history": [vars(line) for line in state.history],
         "surrogate": _surrogate(state) if params["searcher"] == "surrogate" else None,
     }
+
+
+def _start(context: Context, step: Step, supernet: Step, space: Space) -> Candidate:
+    """Where the search begins: the supernet's centre, or as near as a supernet around another
+    centre comes to the uniform layout."""
+    if "start" not in step.params:
+        return Candidate.of(layout_of(context, supernet, "centre"))
+    params = step.params
+    wanted = Candidate.of(layout_of(context, step, "start"))
+    start = space.reachable(wanted, params["step"], np.random.default_rng([*params["seed"], 0]))
+    if start is None:
+        raise ModelError(
+            "no layout of the size asked for can be cut near the uniform one from a supernet "
+            "around another size",
+            hint="remove method.centre; for a sweep, add --own-supernets",
+        )
+    return start
 
 
 def _surrogate(state: State) -> dict[str, Any]:

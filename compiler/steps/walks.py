@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from prunec.compiler.estimates import walk_forwards
-from prunec.compiler.layer_store import StoredLayers, save_cut
+from prunec.compiler.layer_store import StoredLayers
 from prunec.compiler.model.layout import Layout
-from prunec.compiler.passes.magnitude import prune_by_magnitude
 from prunec.compiler.passes.sequential import Solver, prune_sequentially
 from prunec.compiler.plan import Step
 from prunec.compiler.steps.context import Context, Progress, Summary, layout_of, plain_layout
+from prunec.compiler.steps.importance import resolve_by_importance
 from prunec.compiler.store import Entry
 from prunec.compiler.target import budget_of
 
@@ -28,16 +30,19 @@ def run_supernet(context: Context, step: Step, entry: Entry, progress: Progress)
 
 @torch.no_grad()
 def run_resolve(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
+    settings = settings_of(context, step)
+    if settings["solver"] == "importance":
+        return resolve_by_importance(context, step, entry, progress, settings)
     layout = layout_of(context, step, "layout")
-    if step.params["solver"] == "least_squares":
-        summary = _walk(context, step, entry, progress, layout, [], with_nested=False)
-    else:
-        for index, spec in enumerate(layout):
-            tensors = context.decoder.layer_tensors(index)
-            save_cut(entry, index, prune_by_magnitude(context.subject.facts, tensors, spec))
-            progress(index + 1, len(layout), "layers")
-        summary = {"token_forwards": 0}
-    return summary | {"layout": plain_layout(layout)}
+    return _walk(context, step, entry, progress, layout, [], with_nested=False)
+
+
+def settings_of(context: Context, step: Step) -> dict[str, Any]:
+    """A step's parameters; where another step chose some of them, those are what it chose."""
+    params = dict(step.params)
+    if "settings" in step.inputs:
+        params |= context.found(step, "settings")["settings"]
+    return params
 
 
 def _walk(
@@ -50,7 +55,7 @@ def _walk(
     *,
     with_nested: bool,
 ) -> Summary:
-    ids, params = context.ids(step), step.params
+    ids, params = context.ids(step), settings_of(context, step)
     prune_sequentially(
         context.decoder,
         ids,

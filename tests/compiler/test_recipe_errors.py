@@ -218,6 +218,7 @@ EDITS = [
 BYTES = [
     ("Latin 1", b"schema_version: 1\n# caf\xe9\n", ":2:6", "the byte 0xe9 here is not"),
     ("UTF-16", VALID.encode("utf-16"), ":1:1", "is UTF-8 text"),
+    ("mark and Latin 1", b"\xef\xbb\xbf# \xc3\xa9 \xe9", ":1:5", "the byte 0xe9 here is not"),
     ("noise", bytes(range(256)) * 16, ":2:118", "the byte 0x80 here is not"),
     ("ten megabytes", b"\xff\x00" * 5_000_000, "", "at most 1048576 bytes"),
 ]
@@ -333,6 +334,10 @@ def test_a_mistake_in_an_option_points_at_the_option(recipe: Path) -> None:
             "validate.speed={runtimes: [hf], batch_sizes: []}",
             "it must be a list of one or more whole numbers",
         ),
+        (
+            "method={kind: importance, metrics: {wandaa: 1.0}}",
+            'method.metrics has no key "wandaa"',
+        ),
         ("method.faithful=1", "method.faithful is 1; it must be true or false"),
         ("method.accumulation=weighted_mean", "is read with `faithful: true` only"),
         (
@@ -352,9 +357,11 @@ def test_a_wrong_option_gets_one_sentence(recipe: Path, option: str, says: str) 
 
 
 def test_what_a_user_wrote_cannot_reach_the_terminal_unescaped(recipe: Path) -> None:
-    recipe.write_text(VALID.replace("bfloat16", r'"\e[31m\u202e"'), encoding="utf-8")
-    (mistake,) = mistakes(recipe)
-    assert r'"\x1b[31m\u202e"' in mistake.message
+    for value in ("bfloat16", "text.txt"):  # of the second, a path is made
+        recipe.write_text(VALID.replace(value, r'"\e[31m\u202e\n"'), encoding="utf-8")
+        (mistake,) = mistakes(recipe)
+        assert r'"\x1b[31m\u202e\n"' in mistake.message
+        assert mistake.message.isprintable()
 
 
 FUZZ = settings(

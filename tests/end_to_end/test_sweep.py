@@ -43,6 +43,22 @@ def test_points_share_what_does_not_depend_on_them(swept: Path) -> None:
     assert reused(swept, "target.sparsity=0.5") == shared
 
 
+def test_points_share_one_supernet_unless_each_is_to_have_its_own(
+    recipe: Path, prunec: Run, tmp_path: Path
+) -> None:
+    varied = ["--set", "target.sparsity=0.25,0.5,0.625", "--set", "method.rounds=1"]
+    done = prunec("sweep", recipe, *varied, "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "share one supernet, around a sparsity of 0.5" in done.stderr
+    for sparsity in (0.25, 0.625):
+        report = read(tmp_path / f"target.sparsity={sparsity}" / "report" / "report.json")
+        assert abs(report["pruned"]["sparsity"] - sparsity) < 0.02
+        assert "method.centre=0.5" in report["command"]
+    assert "supernet-1" in reused(tmp_path, "target.sparsity=0.625")
+    plan = prunec("sweep", recipe, *varied, "--own-supernets", "--plan", "--json")
+    assert "supernet-1" not in {step["name"] for step in json.loads(plan.stdout)["shared"]}
+
+
 def test_a_sweep_leaves_its_builds_and_what_they_come_to(swept: Path, prunec: Run) -> None:
     content = read(swept / "sweep.json")
     assert content["best"] == "target.sparsity=0.5"

@@ -14,9 +14,17 @@ from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.facts import Facts, facts_from_config
 from prunec.compiler.model.folder import facts_from_folder
 from prunec.compiler.model.layout import LayerSpec, norm_shapes, projection_shapes
-from prunec.compiler.passes.magnitude import largest_units, prune_by_magnitude
+from prunec.compiler.passes.importance.prune import prune_layer
+from prunec.compiler.passes.importance.scoring import Scoring
+from prunec.compiler.passes.nested import CutLayer
 
 HEAD_DIM = 4
+
+
+def _prune(facts: Facts, tensors: dict[str, torch.Tensor], spec: LayerSpec) -> CutLayer:
+    """As method `magnitude` does."""
+    scoring = Scoring({"magnitude_l2": 1.0})
+    return prune_layer(facts, tensors, None, scoring, spec, refit=False, damping=0.01)
 
 
 def _facts(query_heads: int, kv_heads: int) -> Facts:
@@ -71,7 +79,7 @@ def test_the_units_of_largest_norm_stay(
     def largest(units: range, count: int, score: Callable[[int], float]) -> tuple[int, ...]:
         return tuple(sorted(sorted(units, key=score, reverse=True)[:count]))
 
-    selection = largest_units(facts, tensors, spec)
+    selection = _prune(facts, tensors, spec).selection
 
     groups = largest(range(kv_heads), kv, group)
     assert selection.kv_heads == groups
@@ -91,7 +99,7 @@ def test_no_weight_that_stays_is_changed(
     facts = facts_from_folder(folder)
     tensors = Checkpoint(folder, facts).layer(1)
     spec = LayerSpec(shape[0], shape[1], 16, shape[2])
-    cut = prune_by_magnitude(facts, tensors, spec)
+    cut = _prune(facts, tensors, spec)
     expected = projection_shapes(facts, spec) | norm_shapes(facts, spec)
     assert {name: tuple(tensor.shape) for name, tensor in cut.tensors.items()} == expected
     for name, tensor in cut.tensors.items():

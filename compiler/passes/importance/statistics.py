@@ -8,8 +8,8 @@ are those of the published metrics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 from torch import Tensor
 
@@ -44,7 +44,8 @@ class Saliency:
 class SublayerStatistics:
     """Sums over a group's tokens for one sublayer of the dense model.
 
-    gram:     [d_in, d_in] float64, Σ x xᵀ of inputs of its last projection; None if not collected
+    gram:     [d_in, d_in] Σ x xᵀ of inputs of its last projection, float64 where it is summed and
+        float32 where it is stored; None if not collected
     total:    [d_in] float64, Σ x of the same inputs
     squared:  [d_in] float64, Σ x² of the same inputs (the diagonal of `gram`)
     entering: [hidden_size] float64, Σ h² of inputs of its first projections, behind the norm
@@ -72,3 +73,59 @@ class LayerStatistics:
     angular: float
     attention: SublayerStatistics
     mlp: SublayerStatistics
+
+
+def mixed(groups: Sequence[LayerStatistics], weights: Sequence[float]) -> LayerStatistics:
+    """Statistics of a layer as if groups of windows were drawn from with these weights.
+
+    Every sum becomes the weighted mean of the groups' sums per token, times all tokens of those
+    groups whose weight is above 0. Float64.
+    """
+    pairs = [(group, weight) for group, weight in zip(groups, weights, strict=True) if weight > 0]
+    tokens = sum(group.tokens for group, _ in pairs)
+    whole = sum(weight for _, weight in pairs)
+    shares = [weight / whole * tokens / group.tokens for group, weight in pairs]
+    parts = [group for group, _ in pairs]
+
+    def number(of: Callable[[LayerStatistics], float]) -> float:
+        return sum(share * of(part) for share, part in zip(shares, parts, strict=True))
+
+    return LayerStatistics(
+        tokens,
+        sum(part.windows for part in parts),
+        number(lambda part: part.influence),
+        number(lambda part: part.angular),
+        _mixed_sublayer([part.attention for part in parts], shares),
+        _mixed_sublayer([part.mlp for part in parts], shares),
+    )
+
+
+def _mixed_sublayer(
+    parts: Sequence[SublayerStatistics], shares: Sequence[float]
+) -> SublayerStatistics:
+    grams = [part.gram for part in parts if part.gram is not None]
+    saliency = {
+        name: Saliency(
+            **{
+                field.name: _weighted(
+                    [getattr(part.saliency[name], field.name) for part in parts], shares
+                )
+                for field in fields(Saliency)
+            }
+        )
+        for name in parts[0].saliency
+    }
+    return SublayerStatistics(
+        _weighted(grams, shares) if len(grams) == len(parts) else None,
+        _weighted([part.total for part in parts], shares),
+        _weighted([part.squared for part in parts], shares),
+        _weighted([part.entering for part in parts], shares),
+        saliency,
+    )
+
+
+def _weighted(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    result = tensors[0].double() * shares[0]
+    for tensor, share in zip(tensors[1:], shares[1:], strict=True):
+        result.add_(tensor, alpha=share)
+    return result

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tuner around another method: trials on shared statistics, then the method as the best of them.
+
+Source: AdaPruner (arXiv 2503.06184) for the joint space of calibration text and metrics, searched
+by TPE; statistics that all trials share, and the tuner around any solver, are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from prunec.compiler.diagnostics import RecipeProblemError
+from prunec.compiler.methods import tyr, uniform
+from prunec.compiler.methods.importance import add_resolve, add_statistics
+from prunec.compiler.model.layout import Layout
+from prunec.compiler.passes.importance import needs_of
+from prunec.compiler.plan import Cost
+from prunec.compiler.plan_builder import PlanBuilder, plain
+from prunec.compiler.plan_tokens import Pool, pools
+from prunec.compiler.recipe import AdaPrunerMethod, TyrMethod
+from prunec.compiler.search.allocation import allocate
+from prunec.compiler.search.budget import InfeasibleTargetError
+from prunec.compiler.target import budget_of
+from prunec.compiler.tuning.space import (
+    ELEMENTS,
+    FAITHFUL_AGGREGATIONS,
+    FAITHFUL_EXPONENTS,
+    VECTOR,
+    TuningSpace,
+)
+
+#: Layers that stay whole as published, the first and the last of 32.
+WHOLE_FIRST, WHOLE_LAST, OF_LAYERS = 4, 2, 32
+
+#: Statistics that a tuner keeps in memory, see `tuning.pools`.
+_KEPT_BYTES = 2**30
+
+
+def plan(steps: PlanBuilder, start: Layout) -> str:
+    """Pools of text and their statistics; trials; the text that was chosen; the tuned method."""
+    method = steps.recipe.method
+    assert isinstance(method, AdaPrunerMethod)
+    if method.faithful:
+        start = _outermost_whole(steps)
+    found = pools(steps)
+    space = _space(steps, method, found)
+    refit = method.refit and not method.faithful
+    statistics = _add_pool_statistics(steps, method, found, space, with_gram=refit)
+    if method.objective == "divergence":
+        tyr.add_teacher(steps)
+    _add_trials(steps, method, space, statistics, start, refit=refit)
+    if method.inner == "importance":
+        inputs = {"settings": "tune", "layout": "tune"}
+        inputs |= {pool["statistics"]: pool["statistics"] for pool in statistics}
+        if refit:
+            _add_chosen(steps, statistics)
+        add_resolve(steps, start, {}, inputs, refit=refit)
+        return "resolve"
+    _add_chosen(steps, statistics)
+    if method.inner == "uniform":
+        return uniform.plan(steps, start)
+    return tyr.add_search(steps, TyrMethod(kind="tyr"), start)
+
+
+def _space(steps: PlanBuilder, method: AdaPrunerMethod, found: Sequence[Pool]) -> TuningSpace:
+    """What there is to choose, of everything that the recipe allows."""
+    weights = {pool.part: pool.weight for pool in found}
+    text: dict[str, Any] = {
+        "weights": weights,
+        "mixture": method.calibration.mixture,
+        "lengths": tuple(sorted({pool.length for pool in found})),
+        "loss_quantiles": method.calibration.loss_quantiles,
+        "groups": method.calibration.groups,
+    }
+    if method.inner != "importance":
+        damping, first_order = method.solver.damping, method.solver.first_order
+        return TuningSpace(
+            **text,
+            damping=(damping[0], damping[1]),
+            first_order=(first_order[0], first_order[1]),
+        )
+    fixed: dict[str, Any] = {"damping": (method.damping, method.damping)}
+    if method.faithful:
+        return TuningSpace(
+            **text,
+            **fixed,
+            metrics=(VECTOR, *ELEMENTS.values()),
+            aggregations=FAITHFUL_AGGREGATIONS,
+            exponents=FAITHFUL_EXPONENTS,
+            faithful=True,
+        )
+    metric = method.metric
+    return TuningSpace(
+        **text,
+        **fixed,
+        metrics=tuple(dict.fromkeys(metric.metrics)),
+        aggregations=tuple(dict.fromkeys(metric.aggregations)),
+        exponents=tuple(dict.fromkeys(metric.exponents)),
+        allocations=_allocations(steps, metric.allocations),
+    )
+
+
+def _allocations(steps: PlanBuilder, wanted: Sequence[str]) -> tuple[str, ...]:
+    if steps.recipe.target.layout != "uniform":
+        return tuple(dict.fromkeys(wanted))
+    if "uniform" not in wanted:
+        raise RecipeProblemError(
+            "method.metric.allocations",
+            "method.metric.allocations does not name uniform, which is all that target.layout: "
+            "uniform allows",
+            hint="leave it out, or use target.layout: per_layer",
+        )
+    return ("uniform",)
+
+
+def _outermost_whole(steps: PlanBuilder) -> Layout:
+    """The layout as published: the outermost layers stay, the others lose alike."""
+    if steps.recipe.target.layout == "uniform":
+        raise RecipeProblemError(
+            "target.layout",
+            "target.layout is uniform; with method.faithful: true the outermost layers stay whole",
+            hint="write layout: per_layer",
+        )
+    layers = steps.facts.layers
+    first, last = (
+        math.floor(layers * whole / OF_LAYERS + 0.5) for whole in (WHOLE_FIRST, WHOLE_LAST)
+    )
+    shares = [math.inf] * first + [1.0] * (layers - first - last) + [math.inf] * last
+    try:
+        return allocate(budget_of(steps.recipe, steps.facts), shares)
+    except InfeasibleTargetError as error:
+        key = f"target.{steps.recipe.target.size}"
+        raise RecipeProblemError(
+            key,
+            f"{error}, were the first {first} and the last {last} of {layers} layers left whole "
+            "(method.faithful)",
+            hint=f"change {key}",
+        ) from None
+
+
+def _add_pool_statistics(
+    steps: PlanBuilder,
+    method: AdaPrunerMethod,
+    found: Sequence[Pool],
+    space: TuningSpace,
+    *,
+    with_gram: bool,
+) -> list[dict[str, Any]]:
+    """The pools as parameters of the steps to come, each with its tokens and its statistics."""
+    calibration = steps.recipe.calibration
+    assert calibration is not None
+    needs, plain_pools = needs_of(space.metrics), []
+    kinds = space.loss_quantiles * space.groups
+    for pool in found:
+        windows = next(step for step in steps.steps if step.name == pool.step).params["windows"]
+        if windows < kinds:
+            raise RecipeProblemError(
+                "method.calibration",
+                f"method.calibration sorts windows into {space.loss_quantiles} classes of "
+                f"{space.groups} groups, and {pool.step} has {windows} windows",
+                hint="raise calibration.tokens, or lower loss_quantiles or groups",
+            )
+        name = f"statistics{pool.step.removeprefix('pool')}"
+        add_statistics(
+            steps,
+            name,
+            pool.step,
+            with_gram=with_gram or "gram" in needs or method.inner != "importance",
+            with_gradients="gradients" in needs,
+            loss_quantiles=space.loss_quantiles,
+            groups=space.groups,
+            seed=calibration.seed,
+        )
+        plain_pools.append(
+            {"part": pool.part, "length": pool.length, "tokens": pool.step, "statistics": name}
+        )
+    return plain_pools
+
+
+def _add_trials(
+    steps: PlanBuilder,
+    method: AdaPrunerMethod,
+    space: TuningSpace,
+    statistics: Sequence[dict[str, Any]],
+    start: Layout,
+    *,
+    refit: bool,
+) -> None:
+    search = steps.recipe.search
+    assert search is not None
+    tokens = steps.count("search-tokens")
+    held = steps.estimate.walk(tokens, 0.0, 0).memory_bytes
+    inputs = {"tokens": "search-tokens"} | {p["statistics"]: p["statistics"] for p in statistics}
+    if method.objective == "divergence":
+        inputs["teacher"] = "teacher"
+        held += steps.estimate.teacher_bytes(tokens, min(tyr.TOP_K, steps.facts.vocab_size))
+    steps.add(
+        "tune",
+        "tune",
+        f"try {method.trials} settings, each on statistics that are there",
+        steps.model
+        | steps.budget()
+        | {
+            "inner": method.inner,
+            "space": space.as_dict(),
+            "pools": list(statistics),
+            "layout": plain(start),
+            "refit": refit,
+            "objective": method.objective,
+            "trials": method.trials,
+            "sampler": method.sampler,
+            "startup": method.startup_trials,
+            "seed": search.seed,
+        },
+        inputs,
+        Cost(
+            token_forwards=method.trials * tokens,
+            memory_bytes=held + _KEPT_BYTES,
+            disk_bytes=steps.estimate.weight_bytes(start),
+        ),
+    )
+
+
+def _add_chosen(steps: PlanBuilder, statistics: Sequence[dict[str, Any]]) -> None:
+    calibration = steps.recipe.calibration
+    assert calibration is not None
+    windows = math.ceil(calibration.tokens / calibration.sequence_length)
+    inputs = {"settings": "tune"}
+    for pool in statistics:
+        inputs |= {pool["tokens"]: pool["tokens"], pool["statistics"]: pool["statistics"]}
+    steps.add(
+        "calibration-tokens",
+        "chosen",
+        "the text that was found best to fit the weights to",
+        {
+            "pools": list(statistics),
+            "windows": windows,
+            "length": calibration.sequence_length,
+            "seed": calibration.seed,
+        },
+        inputs,
+        Cost(disk_bytes=8 * windows * calibration.sequence_length),
+    )

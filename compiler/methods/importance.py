@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Score every unit once, remove those of the lowest scores, refit what stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prunec.compiler.diagnostics import RecipeProblemError
+from prunec.compiler.model.layout import Layout
+from prunec.compiler.passes.importance import needs_of
+from prunec.compiler.plan import Cost
+from prunec.compiler.plan_builder import PlanBuilder, plain
+from prunec.compiler.recipe import ImportanceMethod
+
+
+def plan(steps: PlanBuilder, start: Layout) -> str:
+    """Statistics of the calibration text, if the metrics or the allocation need any; resolve."""
+    method = steps.recipe.method
+    assert isinstance(method, ImportanceMethod)
+    allocated = method.allocation != "uniform"
+    if allocated and steps.recipe.target.layout == "uniform":
+        raise RecipeProblemError(
+            "method.allocation",
+            f"method.allocation is {method.allocation}, which keeps more of some layers than of "
+            "others; with target.layout: uniform all are alike",
+            hint="leave it out, or use target.layout: per_layer",
+        )
+    metrics = {name: weight for name, weight in method.metrics.items() if weight > 0}
+    inputs: dict[str, str] = {}
+    needs = needs_of(metrics)
+    if needs or allocated:
+        add_statistics(
+            steps,
+            "statistics",
+            "calibration-tokens",
+            with_gram="gram" in needs,
+            with_gradients="gradients" in needs,
+        )
+        inputs["statistics"] = "statistics"
+    scoring = {
+        "metrics": metrics,
+        "aggregation": method.aggregation,
+        "exponent": method.exponent,
+        "damping": method.damping,
+    }
+    shape: dict[str, Any] = {"layout": plain(start)}
+    if allocated:
+        shape = {"allocation": method.allocation, "spread": method.spread} | steps.budget()
+    add_resolve(steps, start, scoring | shape, inputs, refit=method.refit)
+    return "resolve"
+
+
+def add_statistics(
+    steps: PlanBuilder,
+    name: str,
+    tokens: str,
+    *,
+    with_gram: bool,
+    with_gradients: bool,
+    loss_quantiles: int = 1,
+    groups: int = 1,
+    seed: int = 0,
+) -> None:
+    """The step that collects what metrics read of the windows that the step `tokens` draws."""
+    collected = {"with_gram": with_gram, "with_gradients": with_gradients}
+    dealt = {"loss_quantiles": loss_quantiles, "groups": groups, "seed": seed}
+    steps.add(
+        name,
+        "statistics",
+        "what the metrics read of the text, of the dense model"
+        + (", backward too" if with_gradients else ""),
+        steps.model | dealt | collected,
+        {"tokens": tokens},
+        steps.estimate.statistics(
+            steps.count(tokens),
+            groups=loss_quantiles * groups,
+            loss_quantiles=loss_quantiles,
+            **collected,
+        ),
+    )
+
+
+def add_resolve(
+    steps: PlanBuilder,
+    start: Layout,
+    params: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    *,
+    refit: bool,
+) -> None:
+    """The step that scores, removes and, if asked for, refits along the calibration text."""
+    if refit:
+        solver = steps.solver()
+        dense_target = {"dense_target": solver["dense_target"]}
+        steps.add(
+            "resolve",
+            "resolve",
+            "remove the units of lowest scores, refit what stays layer by layer",
+            {**steps.model, "solver": "importance", "refit": True, **dense_target, **params},
+            {"tokens": "calibration-tokens", **inputs},
+            steps.walk(solver["dense_target"], steps.estimate.weight_bytes(start)),
+        )
+        return
+    steps.add(
+        "resolve",
+        "resolve",
+        "remove the units of lowest scores; nothing is refitted",
+        {**steps.model, "solver": "importance", "refit": False, **params},
+        inputs,
+        Cost(
+            memory_bytes=2 * steps.estimate.layer_bytes,
+            disk_bytes=steps.estimate.weight_bytes(start),
+        ),
+    )

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a trial is worth: the pruned model on text that it was not calibrated on."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prunec.compiler.model.decoder import Decoder
+from prunec.compiler.model.layout import Layout
+from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
+from prunec.compiler.passes.importance.gradients import few_windows, window_losses
+from prunec.compiler.search.divergence import TeacherDistributions, divergence
+from prunec.compiler.tuning.one_shot import OneShot
+from prunec.compiler.tuning.settings import Settings
+from prunec.compiler.tuning.study import Look
+
+#: Parts of the held-out text after which a trial may be stopped.
+LOOKS = (1 / 4, 1 / 2, 1)
+
+#: What a trial's folder begins with.
+FOLDER = "trial-"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Text that trials are judged on.
+
+    ids: [windows, length]; teacher: the dense model's distributions there, None where what is
+    sought is the pruned model's own perplexity
+    """
+
+    ids: Tensor
+    teacher: TeacherDistributions | None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Prunes the model by a trial's settings and runs it, one layer in memory at a time.
+
+    The layers of the trial at hand lie in `scratch` between one part of the text and the next.
+    """
+
+    decoder: Decoder
+    one_shot: OneShot
+    held_out: HeldOut
+    scratch: Path
+
+    @torch.no_grad()
+    def looks(self, settings: Settings) -> Generator[Look, None, None]:
+        """The objective on growing parts of the text: nats per token from the dense model, or
+        perplexity. ModelError for settings that make no model."""
+        layout = self.one_shot.layout(settings)
+        windows, length = self.held_out.ids.shape
+        stops = sorted({math.ceil(share * windows) for share in LOOKS})
+        scores: list[Tensor] = []
+        with tempfile.TemporaryDirectory(dir=self.scratch, prefix=FOLDER) as folder:
+            for start, stop in zip([0, *stops], stops, strict=False):
+                layers = (
+                    self._loaded(Path(folder), layout)
+                    if start
+                    else self._pruned(Path(folder), layout, settings, keep=len(stops) > 1)
+                )
+                scores.append(self._scores(layers, slice(start, stop)))
+                mean = float(torch.cat(scores).mean())
+                value = mean if self.held_out.teacher else _perplexity(mean)
+                yield Look(value, stop * length, whole=stop == windows)
+
+    def _pruned(
+        self, folder: Path, layout: Layout, settings: Settings, *, keep: bool
+    ) -> Iterator[PerLayerDecoderLayer]:
+        for index, spec in enumerate(layout):
+            tensors = self.decoder.layer_tensors(index)
+            cut = self.one_shot.layer(index, tensors, spec, settings)
+            if keep:
+                contiguous = {name: t.contiguous() for name, t in cut.tensors.items()}
+                save_file(contiguous, folder / f"{index}.safetensors")
+            yield self.decoder.layer(index, spec, cut.tensors)
+
+    def _loaded(self, folder: Path, layout: Layout) -> Iterator[PerLayerDecoderLayer]:
+        for index, spec in enumerate(layout):
+            tensors = load_file(folder / f"{index}.safetensors")
+            yield self.decoder.layer(index, spec, tensors)
+
+    def _scores(self, layers: Iterator[PerLayerDecoderLayer], windows: slice) -> Tensor:
+        """[windows] float64: divergence from the dense model, or next-token loss."""
+        decoder, ids = self.decoder, self.held_out.ids[windows]
+        hidden = decoder.embed(ids)
+        for layer in layers:
+            for batch in decoder.batches(*ids.shape):
+                hidden[batch] = decoder.feed(layer, decoder.attend(layer, hidden[batch]))
+        found = []
+        for part in few_windows(decoder, *ids.shape):
+            if self.held_out.teacher is None:
+                found.append(window_losses(decoder, hidden[part], ids[part]))
+            else:
+                here = slice(windows.start + part.start, windows.start + part.stop)
+                logits = decoder.logits(hidden[part])
+                found.append(divergence(self.held_out.teacher[here], logits))
+        return torch.cat(found).double().cpu()
+
+
+def _perplexity(loss: float) -> float:
+    """Infinite where it is too large for a number, which makes the trial a failed one."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
