@@ -22,6 +22,7 @@ import yaml
 
 from prunec.compiler.calibration import sources
 from prunec.compiler.diagnostics import BuildError, UserError
+from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import facts_from_config
 from prunec.compiler.model.folder import facts_from_folder
@@ -295,8 +296,6 @@ def damage_checkpoint(folder: Path, draw: random.Random) -> None:
 
 def try_checkpoint(folder: Path) -> str:
     """Read all that a build would. "read" or "refused"; anything else that happens is raised."""
-    from prunec.compiler.model.checkpoint import Checkpoint
-
     try:
         inspect(folder)
     except ValidationError as error:
@@ -339,7 +338,8 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if _watched is None:
         return
     if event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING:
-        if "__pycache__" not in str(arguments[0]):  # of a library that is imported on the way
+        # Both are of libraries that are imported on the way.
+        if "__pycache__" not in str(arguments[0]) and arguments[0] != os.devnull:
             _watched.append(str(arguments[0]))
     elif event in _EVENTS and "__pycache__" not in str(arguments[0]):
         _watched.append(f"{event} {arguments[0]}")

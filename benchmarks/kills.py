@@ -61,6 +61,10 @@ SMALL = SHRUNKEN | {
 #: builds are killed several times each, and in all of their parts.
 REACH = 0.3
 
+#: Kills of one build. The report is made in one go: where it is most of the work, kills that all
+#: fall into it would have no end.
+MOST = 12
+
 #: Share of the kills that fall before the first step, while Python still imports.
 EARLY = 0.05
 
@@ -258,9 +262,10 @@ def main() -> int:
     fell: Counter[str] = Counter()
     while kills < arguments.kills or here:
         early = after = None
-        if kills < arguments.kills and rng.random() < EARLY:
+        due = kills < arguments.kills and here < MOST
+        if due and rng.random() < EARLY:
             early = rng.uniform(0, undisturbed.started)
-        elif kills < arguments.kills:
+        elif due:
             after = rng.uniform(0, REACH * work)
         run = run_build(output, early, after, settings, forked)
         if run.code == -9:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prunec.validators.errors import ValidationError
+from prunec.validators.units import printable
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -70,8 +71,11 @@ def weight_files(folder: Path) -> dict[str, frozenset[str] | None]:
         raise ValidationError(f"{folder / _INDEX} has no weight_map")
     placed: dict[str, set[str]] = {}
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ValidationError(f"{folder / _INDEX} places {tensor} outside its folder: {name!r}")
+        if not isinstance(name, str) or Path(name).name != name or not name.isprintable():
+            raise ValidationError(
+                f"{folder / _INDEX} places {printable(tensor)[:200]} outside its folder: "
+                f"{repr(name)[:200]}"
+            )
         placed.setdefault(name, set()).add(tensor)
     return {name: frozenset(tensors) for name, tensors in sorted(placed.items())}
 

@@ -30,7 +30,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ModelError(
-            f"model type {model_type!r} is not supported",
+            f"model type {repr(model_type)[:80]} is not supported",
             hint=f"supported: {', '.join(sorted(FAMILIES))}",
         )
     return FAMILIES[model_type]
