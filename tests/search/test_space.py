@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,3 +147,29 @@ def test_mutations_reach_far_and_seldom_fail(tied: bool, seed: int) -> None:
     for layer in range(6):
         assert len({child.shapes[layer] for child in found}) >= 3
         assert len({child.widths[layer] for child in found}) >= 3
+
+
+@given(budgets(), st.sampled_from([0.2, 0.5, 0.8]), st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_a_start_on_the_paths_of_another_centre_is_legal_and_of_the_size_asked_for(
+    budget: Budget, centre: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    assume(len(budget.widths) > 2)
+    try:
+        wanted = Candidate.of(budget.uniform_layout())
+        around = Candidate.of(replace(budget, target=centre).uniform_layout())
+    except InfeasibleTargetError:
+        assume(False)
+    layers = budget.facts.layers
+    paths = (_random_path(budget, rng, around.shapes[0]),) * layers
+    if not budget.tied:
+        paths = tuple(_random_path(budget, rng, shape) for shape in around.shapes)
+    space = Space.within(budget, paths)
+    found = space.reachable(wanted, max(budget.facts.ffn // 8, 1), rng)
+    if all(shape in path for shape, path in zip(wanted.shapes, space.paths, strict=True)):
+        assert found == wanted
+    elif found is not None:
+        assert all(s in path for s, path in zip(found.shapes, space.paths, strict=True))
+        assert_legal(budget, found)
+        assert budget.fits(found)
