@@ -41,6 +41,11 @@ class Contestant:
     seeded: bool = True
     searches: bool = False
 
+    @property
+    def reads(self) -> bool:
+        """Whether it has a `calibration` section."""
+        return "calibration=null" not in self.settings
+
 
 @dataclass(frozen=True)
 class Result:
@@ -104,8 +109,8 @@ def run(
             f"model.source={arguments.model.resolve()}",
             *contestant.settings,
             f"target.sparsity={sparsity:g}",
-            f"calibration.tokens={arguments.calibration_tokens}",
             *JUDGED,
+            *((f"calibration.tokens={arguments.calibration_tokens}",) if contestant.reads else ()),
             *((f"calibration.seed={seed}",) if contestant.seeded else ()),
             *((f"search.seed={seed}",) if contestant.searches else ()),
         )
