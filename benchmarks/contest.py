@@ -13,6 +13,7 @@ import json
 import math
 import statistics
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -109,12 +110,12 @@ def run(
             f"model.source={arguments.model.resolve()}",
             *contestant.settings,
             f"target.sparsity={sparsity:g}",
-            *JUDGED,
             *((f"calibration.tokens={arguments.calibration_tokens}",) if contestant.reads else ()),
+            *JUDGED,
             *((f"calibration.seed={seed}",) if contestant.seeded else ()),
             *((f"search.seed={seed}",) if contestant.searches else ()),
         )
-        key = digest([arguments.model.name, settings])[:20]
+        key = _key(arguments.model.name, settings)
         label = f"{arguments.model.name}-{sparsity:g}-{seed}-{name}"
         if key not in known and arguments.table:
             continue
@@ -136,6 +137,12 @@ def run(
             )
         results.append(Result(**known[key]))
     return results
+
+
+def _key(model: str, settings: Sequence[str]) -> str:
+    """What decides a result, wherever the project and the packages lie."""
+    site = sysconfig.get_paths()["purelib"]
+    return digest([model, [s.replace(site, "") for s in settings if "model.source" not in s]])[:20]
 
 
 def _result(
