@@ -37,6 +37,7 @@ from prunec.compiler.steps.export import (
     old_folder,
     partial_folder,
 )
+from prunec.compiler.steps.finalists import finalists_in_words
 from prunec.compiler.steps.measures import LM_EVAL
 from prunec.compiler.steps.recover import recovered_in_words
 from prunec.compiler.steps.tune import tuned_in_words
@@ -228,6 +229,8 @@ def _headline(step: Step, found: Summary) -> str:
         return f"{len(found['layout'])} layers"
     if step.kind == "tune":
         return tuned_in_words(found["tuning"])
+    if step.kind == "finalists":
+        return finalists_in_words(found)
     if step.kind == "chosen":
         return f"{found['tokens']:,} tokens"
     if step.kind == "recover":

@@ -23,6 +23,7 @@ VERSIONS = {
     "generate": 1,
     "mixture": 1,
     "statistics": 1,
+    "finalists": 1,
     "tune": 1,
     "chosen": 1,
     "teacher": 1,
@@ -125,9 +126,11 @@ class PlanBuilder:
             "exports": [exporter_for(e.model_dump()).rules for e in self.recipe.export],
         }
 
-    def walk(self, dense_target: float, disk_bytes: int) -> Cost:
-        """What a walk over the calibration tokens costs."""
-        return self.estimate.walk(self.count("calibration-tokens"), dense_target, disk_bytes)
+    def walk(
+        self, dense_target: float, disk_bytes: int, tokens: str = "calibration-tokens"
+    ) -> Cost:
+        """What a walk over the tokens of a step costs."""
+        return self.estimate.walk(self.count(tokens), dense_target, disk_bytes)
 
     def count(self, name: str) -> int:
         """Tokens that an earlier step draws."""

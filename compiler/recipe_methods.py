@@ -301,6 +301,14 @@ class AdaPrunerMethod(Section):
     startup_trials: int = Field(
         default=10, ge=1, description="Random trials before the sampler learns from them."
     )
+    finalists: int = Field(
+        default=3,
+        ge=1,
+        le=32,
+        description="The best trials that are pruned in full, layer by layer along their "
+        "calibration text; of these the best on the held-out text is taken. For `importance` with "
+        "`refit` and for `uniform`: elsewhere a trial is what is built, or too far from it.",
+    )
     objective: Literal["divergence", "perplexity"] = Field(
         default="divergence",
         description="What a trial is judged by on the text of `search`: how far the pruned model "
@@ -342,6 +350,11 @@ class AdaPrunerMethod(Section):
         inner = info.data.get("inner", "importance")
         if name in ("metric", "refit", "damping", "faithful") and inner != "importance":
             raise refusal(f"is not read with `inner: {inner}`", "remove it")
+        if name == "finalists" and inner == "tyr":
+            raise refusal("is not read with `inner: tyr`", "remove it")
+        finalists = cls.model_fields["finalists"].default
+        if name == "refit" and info.data.get("finalists", finalists) != finalists:
+            raise refusal("is false, so that method.finalists is not read", "remove finalists")
         if name == "solver" and inner == "importance":
             raise refusal("is read with `inner: uniform` and `inner: tyr` only", "remove it")
         return value

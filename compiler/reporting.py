@@ -37,6 +37,7 @@ from prunec.validators.results import (
     CompletionResult,
     Cost,
     Divergence,
+    FinalistResult,
     ModelSize,
     RecoveryPoint,
     RecoveryResult,
@@ -214,8 +215,24 @@ def _tuning(done: Mapping[str, FinishedStep]) -> TuningResult | None:
     for finished in done.values():
         if saved := finished.summary.get("tuning"):
             trials = tuple(TrialResult(**trial) for trial in saved["trials"])
-            return TuningResult(**saved | {"trials": trials})
+            rest = {name: value for name, value in saved.items() if name != "ranked"}
+            finalists, best = _finalists(saved["ranked"], done)
+            return TuningResult(**rest | {"trials": trials, "finalists": finalists, "best": best})
     return None
+
+
+def _finalists(
+    ranked: list[int], done: Mapping[str, FinishedStep]
+) -> tuple[tuple[FinalistResult, ...], int]:
+    """Trials that were pruned in full, and the number of the trial that was taken.
+
+    ranked: the numbers of the best trials, the best first
+    """
+    judged = next((d.summary for d in done.values() if "values" in d.summary), None)
+    if judged is None:
+        return (), ranked[0]
+    pairs = zip(ranked, judged["values"], strict=False)
+    return tuple(FinalistResult(*pair) for pair in pairs), ranked[judged["best"]]
 
 
 def _recovery(done: Mapping[str, FinishedStep]) -> RecoveryResult | None:

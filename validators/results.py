@@ -119,13 +119,23 @@ class TrialResult:
 
 
 @dataclass(frozen=True)
+class FinalistResult:
+    """A trial that was pruned in full, layer by layer. value: the objective then."""
+
+    number: int
+    value: float
+
+
+@dataclass(frozen=True)
 class TuningResult:
     """How the settings of a method were found.
 
     objective: `divergence` (nats per token) or `perplexity`; best: the number of the trial that
     was taken; importances: shares that settings have in what tells good trials from others, where
     that could be estimated; collected: token-forwards that the statistics took which all trials
-    share; startup: how many of the first trials came before the sampler learned from any
+    share; startup: how many of the first trials came before the sampler learned from any;
+    finalists: the best trials as they were worth once pruned in full, of which the best was taken;
+    empty where none were
     """
 
     objective: str
@@ -135,6 +145,7 @@ class TuningResult:
     importances: Mapping[str, float] = field(default_factory=dict)
     collected: int = 0
     startup: int = 0
+    finalists: tuple[FinalistResult, ...] = ()
 
 
 @dataclass(frozen=True)

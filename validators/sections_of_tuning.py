@@ -52,9 +52,10 @@ def tuning_note(found: TuningResult) -> str:
     if best is None or not _known(best):
         return f"Settings were looked for by {how}; none could be measured."
     unit = ", nats per token" if found.objective == "divergence" else ""
+    least = min(filter(_known, found.trials), key=lambda trial: (trial.value, trial.number))
     text = (
         f"Settings were found by {how}. {found.objective.capitalize()} on text that no trial was "
-        f"calibrated on{unit}: {number(best.value, 4)} (trial {best.number})"
+        f"calibrated on{unit}: {number(least.value, 4)} (trial {least.number})"
     )
     beside = []
     first = values(found.trials[: found.startup])
@@ -64,7 +65,11 @@ def tuning_note(found: TuningResult) -> str:
     everything = values(found.trials)
     if len(everything) > 2:
         beside.append(f"{number(median(everything), 4)} the median of all")
-    return f"{text}; {', '.join(beside)}." if beside else f"{text}."
+    text = f"{text}; {', '.join(beside)}." if beside else f"{text}."
+    if not found.finalists:
+        return text
+    full = ", ".join(f"trial {one.number} {number(one.value, 4)}" for one in found.finalists)
+    return f"{text} The best were pruned in full, layer by layer: {full}; trial {found.best} it is."
 
 
 def chosen_table(found: TuningResult) -> Table | None:

@@ -8,7 +8,8 @@ by TPE; statistics that all trials share, and the tuner around any solver, are o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from prunec.compiler.diagnostics import RecipeProblemError
@@ -51,17 +52,47 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
     if method.objective == "divergence":
         tyr.add_teacher(steps)
     _add_trials(steps, method, space, statistics, start, refit=refit)
-    if method.inner == "importance":
+    if method.inner == "tyr":
+        _add_chosen(steps, statistics)
+        return tyr.add_search(steps, TyrMethod(kind="tyr"), start)
+    finalists = method.finalists if refit else 1
+    for place in range(finalists):
+        tokens, name = "calibration-tokens", "resolve"
+        if finalists > 1:
+            tokens, name = f"{tokens}-{place + 1}", f"finalist-{place + 1}"
+        if refit:
+            _add_chosen(steps, statistics, {"rank": place}, name=tokens)
+        if method.inner == "uniform":
+            uniform.add_resolve(steps, start, {"rank": place}, name=name, tokens=tokens)
+            continue
         inputs = {"settings": "tune", "layout": "tune"}
         inputs |= {pool["statistics"]: pool["statistics"] for pool in statistics}
-        if refit:
-            _add_chosen(steps, statistics)
-        add_resolve(steps, start, {}, inputs, refit=refit)
-        return "resolve"
-    _add_chosen(steps, statistics)
-    if method.inner == "uniform":
-        return uniform.plan(steps, start)
-    return tyr.add_search(steps, TyrMethod(kind="tyr"), start)
+        add_resolve(steps, start, {"rank": place}, inputs, refit=refit, name=name, tokens=tokens)
+    if finalists > 1:
+        _add_finalists(steps, method, start)
+    return "resolve"
+
+
+def _add_finalists(steps: PlanBuilder, method: AdaPrunerMethod, start: Layout) -> None:
+    """The step that judges the best trials as they were pruned in full."""
+    tokens, places = steps.count("search-tokens"), range(1, method.finalists + 1)
+    inputs = {"tokens": "search-tokens"} | {f"layers-{n}": f"finalist-{n}" for n in places}
+    held = steps.estimate.walk(tokens, 0.0, 0).memory_bytes
+    if method.objective == "divergence":
+        inputs["teacher"] = "teacher"
+        held += steps.estimate.teacher_bytes(tokens, min(tyr.TOP_K, steps.facts.vocab_size))
+    steps.add(
+        "resolve",
+        "finalists",
+        "take the finalist that is best on text that none was calibrated on",
+        steps.model | {"objective": method.objective},
+        inputs,
+        Cost(
+            token_forwards=method.finalists * tokens,
+            memory_bytes=held,
+            disk_bytes=steps.estimate.weight_bytes(start),
+        ),
+    )
 
 
 def _space(steps: PlanBuilder, method: AdaPrunerMethod, found: Sequence[Pool]) -> TuningSpace:
@@ -210,6 +241,7 @@ def _add_trials(
             "refit": refit,
             "objective": method.objective,
             "trials": method.trials,
+            "finalists": method.finalists if refit and method.inner != "tyr" else 1,
             "sampler": method.sampler,
             "startup": method.startup_trials,
             "seed": search.seed,
@@ -223,7 +255,14 @@ def _add_trials(
     )
 
 
-def _add_chosen(steps: PlanBuilder, statistics: Sequence[dict[str, Any]]) -> None:
+def _add_chosen(
+    steps: PlanBuilder,
+    statistics: Sequence[dict[str, Any]],
+    rank: Mapping[str, int] = MappingProxyType({}),
+    *,
+    name: str = "calibration-tokens",
+) -> None:
+    """The step that draws from the pools what the trial at a place was calibrated on."""
     calibration = steps.recipe.calibration
     assert calibration is not None
     windows = math.ceil(calibration.tokens / calibration.sequence_length)
@@ -231,7 +270,7 @@ def _add_chosen(steps: PlanBuilder, statistics: Sequence[dict[str, Any]]) -> Non
     for pool in statistics:
         inputs |= {pool["tokens"]: pool["tokens"], pool["statistics"]: pool["statistics"]}
     steps.add(
-        "calibration-tokens",
+        name,
         "chosen",
         "the text that was found best to fit the weights to",
         {
@@ -239,6 +278,7 @@ def _add_chosen(steps: PlanBuilder, statistics: Sequence[dict[str, Any]]) -> Non
             "windows": windows,
             "length": calibration.sequence_length,
             "seed": calibration.seed,
+            **rank,
         },
         inputs,
         Cost(disk_bytes=8 * windows * calibration.sequence_length),

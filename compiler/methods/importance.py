@@ -88,22 +88,24 @@ def add_resolve(
     inputs: Mapping[str, str],
     *,
     refit: bool,
+    name: str = "resolve",
+    tokens: str = "calibration-tokens",
 ) -> None:
-    """The step that scores, removes and, if asked for, refits along the calibration text."""
+    """The step that scores, removes and, if asked for, refits along the text of step `tokens`."""
     if refit:
         solver = steps.solver()
         dense_target = {"dense_target": solver["dense_target"]}
         steps.add(
-            "resolve",
+            name,
             "resolve",
             "remove the units of lowest scores, refit what stays layer by layer",
             {**steps.model, "solver": "importance", "refit": True, **dense_target, **params},
-            {"tokens": "calibration-tokens", **inputs},
-            steps.walk(solver["dense_target"], steps.estimate.weight_bytes(start)),
+            {"tokens": tokens, **inputs},
+            steps.walk(solver["dense_target"], steps.estimate.weight_bytes(start), tokens),
         )
         return
     steps.add(
-        "resolve",
+        name,
         "resolve",
         "remove the units of lowest scores; nothing is refitted",
         {**steps.model, "solver": "importance", "refit": False, **params},

@@ -3,17 +3,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from prunec.compiler.model.layout import Layout
 from prunec.compiler.plan_builder import PlanBuilder, plain
 
 
 def plan(steps: PlanBuilder, start: Layout) -> str:
+    add_resolve(steps, start)
+    return "resolve"
+
+
+def add_resolve(
+    steps: PlanBuilder,
+    start: Layout,
+    rank: Mapping[str, int] = MappingProxyType({}),
+    *,
+    name: str = "resolve",
+    tokens: str = "calibration-tokens",
+) -> None:
+    """The step that prunes along the text of step `tokens`; `rank`: of tuned settings, which."""
+    solver = steps.solver()
     steps.add(
-        "resolve",
+        name,
         "resolve",
         "prune layer by layer, all alike, and refit what stays",
-        steps.model | steps.solver() | {"layout": plain(start)},
-        {"tokens": "calibration-tokens"} | steps.tuned,
-        steps.walk(steps.solver()["dense_target"], steps.estimate.weight_bytes(start)),
+        steps.model | solver | {"layout": plain(start)} | rank,
+        {"tokens": tokens} | steps.tuned,
+        steps.walk(solver["dense_target"], steps.estimate.weight_bytes(start), tokens),
     )
-    return "resolve"

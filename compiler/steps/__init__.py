@@ -9,6 +9,7 @@ from prunec.compiler.plan import Step
 from prunec.compiler.steps.chosen import run_chosen
 from prunec.compiler.steps.context import Context, Progress, Summary
 from prunec.compiler.steps.export import run_dense_export, run_export
+from prunec.compiler.steps.finalists import run_finalists
 from prunec.compiler.steps.generate import run_generate
 from prunec.compiler.steps.measures import (
     run_artefact,
@@ -35,6 +36,7 @@ RUNNERS: Mapping[str, Callable[[Context, Step, Entry, Progress], Summary]] = {
     "mixture": run_mixture,
     "statistics": run_statistics,
     "tune": run_tune,
+    "finalists": run_finalists,
     "chosen": run_chosen,
     "teacher": run_teacher,
     "supernet": run_supernet,

@@ -9,14 +9,14 @@ import torch
 
 from prunec.compiler.calibration.shares import shares_of
 from prunec.compiler.plan import Step
-from prunec.compiler.steps.context import Context, Progress, Summary
+from prunec.compiler.steps.context import Context, Progress, Summary, chosen_by
 from prunec.compiler.store import Entry
 
 
 def run_chosen(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
     """As many tokens as calibration asks for, or as there are in what was chosen, every part with
     the share that was chosen; in random order."""
-    params, choice = step.params, context.found(step, "settings")["settings"]["calibration"]
+    params, choice = step.params, chosen_by(context, step, "settings")["settings"]["calibration"]
     pools = {pool["part"]: pool for pool in params["pools"] if pool["length"] == choice["length"]}
     generator = torch.Generator().manual_seed(params["seed"])
     found = {}

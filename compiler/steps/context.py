@@ -77,7 +77,16 @@ class Context:
             raise BuildError(f"the tokenizer in {self.folder} does not load: {error}") from None
 
 
+def chosen_by(context: Context, step: Step, role: str) -> Summary:
+    """What the step in a role has chosen: the best, or what came in at the place `rank`."""
+    found = context.found(step, role)
+    if "rank" not in step.params:
+        return found
+    finalist: Summary = found["finalists"][step.params["rank"]]
+    return finalist
+
+
 def layout_of(context: Context, step: Step, role: str) -> Layout:
     """A layout from a step's parameters, or from the search that plays the role in its inputs."""
-    plain = context.found(step, role)["layout"] if role in step.inputs else step.params[role]
+    plain = chosen_by(context, step, role)["layout"] if role in step.inputs else step.params[role]
     return layout_from_plain(plain, context.subject.facts.head_dim)

@@ -36,3 +36,12 @@ def run_teacher(context: Context, step: Step, entry: Entry, progress: Progress) 
         },
     )
     return {"token_forwards": ids.numel()}
+
+
+def teacher_of(context: Context, step: Step) -> TeacherDistributions | None:
+    """What a step in the role `teacher` has kept, on the device; None where there is none."""
+    if "teacher" not in step.inputs:
+        return None
+    tensors, _ = context.entry(step, "teacher").require_tensors("teacher")
+    device = context.decoder.device
+    return TeacherDistributions(**{name: tensor.to(device) for name, tensor in tensors.items()})

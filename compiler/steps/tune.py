@@ -16,11 +16,12 @@ from prunec.compiler.passes.importance.statistics import LayerStatistics
 from prunec.compiler.plan import Step, digest
 from prunec.compiler.plan_builder import VERSIONS
 from prunec.compiler.recipe import AdaPrunerMethod
-from prunec.compiler.search.divergence import TeacherDistributions
 from prunec.compiler.steps.context import Context, Progress, Summary, layout_of, plain_layout
 from prunec.compiler.steps.statistics import load_statistics
+from prunec.compiler.steps.teacher import teacher_of
 from prunec.compiler.store import Entry
 from prunec.compiler.target import budget_of
+from prunec.compiler.tuning.held_out import HeldOut
 from prunec.compiler.tuning.one_shot import OneShot
 from prunec.compiler.tuning.pools import Group, Pool, Pools
 from prunec.compiler.tuning.space import TuningSpace
@@ -34,7 +35,7 @@ STUDY = "study.db"
 
 def run_tune(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
     try:
-        from prunec.compiler.tuning.objective import FOLDER, HeldOut, Judge
+        from prunec.compiler.tuning.objective import FOLDER, Judge
         from prunec.compiler.tuning.study import best_of, importances, run_study
     except ModuleNotFoundError as error:
         raise BuildError(
@@ -51,33 +52,43 @@ def run_tune(context: Context, step: Step, entry: Entry, progress: Progress) -> 
     entry.folder.mkdir(parents=True, exist_ok=True)
     for left in entry.folder.glob(f"{FOLDER}*"):  # of a trial that was killed
         shutil.rmtree(left, ignore_errors=True)
-    held_out = HeldOut(context.ids(step), _teacher(context, step))
+    held_out = HeldOut(context.ids(step), teacher_of(context, step))
     judge = Judge(context.decoder, one_shot, held_out, entry.folder)
     plan = _study_plan(context, step)
     objective = step.params["objective"]
 
     def tell(tried: Sequence[Tried]) -> None:
-        best = best_of(tried)
-        value = f", {objective} {best.value:.4f} at best" if best else ""
+        value = "".join(f", {objective} {one.value:.4f} at best" for one in best_of(tried))
         progress(len(tried), plan.trials, f"trials{value}")
 
     tried = run_study(plan, judge.looks, tell)
-    best = best_of(tried)
-    if best is None:
+    best = best_of(tried, step.params["finalists"])
+    if not best:
         raise ModelError(
             f"none of {len(tried)} trials gave a model; the last: {tried[-1].error}",
             hint="widen the space under method, or raise calibration.tokens",
         )
+    finalists = [
+        {
+            "settings": trial.settings.as_dict()
+            | {"mixture": [list(one) for one in pools.mixture(trial.settings.calibration)]},
+            "layout": plain_layout(one_shot.layout(trial.settings)),
+        }
+        for trial in best
+    ]
     return {
         "token_forwards": sum(trial.token_forwards for trial in tried),
-        "settings": best.settings.as_dict()
-        | {"mixture": [list(one) for one in pools.mixture(best.settings.calibration)]},
-        "layout": plain_layout(one_shot.layout(best.settings)),
+        **finalists[0],
+        # Where fewer trials ended well than there are places, the best takes those that are left.
+        "finalists": [
+            *finalists,
+            *[finalists[0]] * (step.params["finalists"] - len(finalists)),
+        ],
         "tuning": {
             "objective": objective,
             "sampler": plan.sampler,
             "trials": [_plain(plan.space, trial) for trial in tried],
-            "best": best.number,
+            "ranked": [trial.number for trial in best],
             "importances": importances(plan),
             "collected": sum(
                 context.found(step, pool["statistics"])["token_forwards"]
@@ -135,14 +146,6 @@ def _pools(context: Context, step: Step) -> Pools:
 
 def _layer_statistics(entry: Entry, device: torch.device, layer: int) -> list[LayerStatistics]:
     return load_statistics(entry, layer, device)
-
-
-def _teacher(context: Context, step: Step) -> TeacherDistributions | None:
-    if "teacher" not in step.inputs:
-        return None
-    tensors, _ = context.entry(step, "teacher").require_tensors("teacher")
-    device = context.decoder.device
-    return TeacherDistributions(**{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 def _plain(space: TuningSpace, trial: Tried) -> dict[str, Any]:

@@ -12,7 +12,14 @@ from prunec.compiler.layer_store import StoredLayers
 from prunec.compiler.model.layout import Layout
 from prunec.compiler.passes.sequential import Solver, prune_sequentially
 from prunec.compiler.plan import Step
-from prunec.compiler.steps.context import Context, Progress, Summary, layout_of, plain_layout
+from prunec.compiler.steps.context import (
+    Context,
+    Progress,
+    Summary,
+    chosen_by,
+    layout_of,
+    plain_layout,
+)
 from prunec.compiler.steps.importance import resolve_by_importance
 from prunec.compiler.store import Entry
 from prunec.compiler.target import budget_of
@@ -41,7 +48,7 @@ def settings_of(context: Context, step: Step) -> dict[str, Any]:
     """A step's parameters; where another step chose some of them, those are what it chose."""
     params = dict(step.params)
     if "settings" in step.inputs:
-        params |= context.found(step, "settings")["settings"]
+        params |= chosen_by(context, step, "settings")["settings"]
     return params
 
 

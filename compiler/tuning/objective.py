@@ -16,8 +16,7 @@ from torch import Tensor
 from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.layout import Layout
 from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
-from prunec.compiler.passes.importance.gradients import few_windows, window_losses
-from prunec.compiler.search.divergence import TeacherDistributions, divergence
+from prunec.compiler.tuning.held_out import HeldOut, scores_of, value_of
 from prunec.compiler.tuning.one_shot import OneShot
 from prunec.compiler.tuning.settings import Settings
 from prunec.compiler.tuning.study import Look
@@ -27,18 +26,6 @@ LOOKS = (1 / 4, 1 / 2, 1)
 
 #: What a trial's folder begins with.
 FOLDER = "trial-"
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Text that trials are judged on.
-
-    ids: [windows, length]; teacher: the dense model's distributions there, None where what is
-    sought is the pruned model's own perplexity
-    """
-
-    ids: Tensor
-    teacher: TeacherDistributions | None
 
 
 @dataclass(frozen=True)
@@ -68,9 +55,9 @@ class Judge:
                     if start
                     else self._pruned(Path(folder), layout, settings, keep=len(stops) > 1)
                 )
-                scores.append(self._scores(layers, slice(start, stop)))
-                mean = float(torch.cat(scores).mean())
-                value = mean if self.held_out.teacher else _perplexity(mean)
+                part = slice(start, stop)
+                scores.append(scores_of(self.decoder, layers, self.held_out, part))
+                value = value_of(scores, self.held_out)
                 yield Look(value, stop * length, whole=stop == windows)
 
     def _pruned(
@@ -88,28 +75,3 @@ class Judge:
         for index, spec in enumerate(layout):
             tensors = load_file(folder / f"{index}.safetensors")
             yield self.decoder.layer(index, spec, tensors)
-
-    def _scores(self, layers: Iterator[PerLayerDecoderLayer], windows: slice) -> Tensor:
-        """[windows] float64: divergence from the dense model, or next-token loss."""
-        decoder, ids = self.decoder, self.held_out.ids[windows]
-        hidden = decoder.embed(ids)
-        for layer in layers:
-            for batch in decoder.batches(*ids.shape):
-                hidden[batch] = decoder.feed(layer, decoder.attend(layer, hidden[batch]))
-        found = []
-        for part in few_windows(decoder, *ids.shape):
-            if self.held_out.teacher is None:
-                found.append(window_losses(decoder, hidden[part], ids[part]))
-            else:
-                here = slice(windows.start + part.start, windows.start + part.stop)
-                logits = decoder.logits(hidden[part])
-                found.append(divergence(self.held_out.teacher[here], logits))
-        return torch.cat(found).double().cpu()
-
-
-def _perplexity(loss: float) -> float:
-    """Infinite where it is too large for a number, which makes the trial a failed one."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf

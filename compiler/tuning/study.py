@@ -107,10 +107,11 @@ def run_study(
                 return tried
 
 
-def best_of(tried: Sequence[Tried]) -> Tried | None:
-    """The trial of least value, the first of several; None if none has one."""
-    valued = [(trial.value, trial.number, trial) for trial in tried if trial.value is not None]
-    return min(valued)[2] if valued else None
+def best_of(tried: Sequence[Tried], count: int = 1) -> list[Tried]:
+    """The trials of least value, the best first, of alike settings the first only; as many as are
+    asked for, or as there are."""
+    valued = [trial for trial in tried if trial.value is not None and trial.state == "complete"]
+    return sorted(valued, key=lambda trial: (trial.value, trial.number))[:count]
 
 
 def importances(plan: StudyPlan) -> dict[str, float]:

@@ -75,13 +75,8 @@ def tensor(output: Path, step: str, name: str) -> torch.Tensor:
     return load_file(path)[name]
 
 
-def test_the_best_trials_value_is_that_of_the_model_that_is_written(
-    asked: Callable[..., Path], prunec: Run, tmp_path: Path
-) -> None:
-    path = asked({"refit": False, "calibration": {}}, model={"dtype": "float32"})
-    done = prunec("build", path, "--output", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    output, tuned = tmp_path / "out", made(tmp_path / "out", "tune")
+def divergence_of(path: Path, output: Path) -> float:
+    """Of the written model from the dense one, on the text that trials are judged on."""
     ids = tensor(output, "search-tokens", "ids")
 
     def log_probs(folder: str | Path) -> torch.Tensor:
@@ -92,24 +87,47 @@ def test_the_best_trials_value_is_that_of_the_model_that_is_written(
             logits: torch.Tensor = model(ids).logits
             return logits.double().log_softmax(-1)
 
-    dense, pruned = (
-        log_probs(json.loads(path.read_text())["model"]["source"]),
-        log_probs(output / "hf"),
-    )
-    divergence = float((dense.exp() * (dense - pruned)).sum(-1).mean())
+    dense, pruned = log_probs(json.loads(path.read_text())["model"]["source"]), output / "hf"
+    return float((dense.exp() * (dense - log_probs(pruned))).sum(-1).mean())
+
+
+def test_the_best_trials_value_is_that_of_the_model_that_is_written(
+    asked: Callable[..., Path], prunec: Run, tmp_path: Path
+) -> None:
+    path = asked({"refit": False, "calibration": {}}, model={"dtype": "float32"})
+    done = prunec("build", path, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    output, tuned = tmp_path / "out", made(tmp_path / "out", "tune")
     trials = {trial["number"]: trial for trial in tuned["tuning"]["trials"]}
-    assert trials[tuned["tuning"]["best"]]["value"] == pytest.approx(divergence, rel=1e-4)
+    best = tuned["tuning"]["ranked"][0]
+    assert trials[best]["value"] == pytest.approx(divergence_of(path, output), rel=1e-4)
     assert made(output, "resolve")["layout"] == tuned["layout"]
     report = json.loads((output / "report" / "report.json").read_text(encoding="utf-8"))
-    assert report["tuning"]["best"] == tuned["tuning"]["best"]
+    assert report["tuning"]["best"] == best and report["tuning"]["finalists"] == []
     assert len(report["tuning"]["trials"]) == 4
     assert report["tuning"]["collected"] == made(output, "statistics")["token_forwards"]
+
+
+def test_of_the_best_trials_the_one_is_written_that_is_best_when_pruned_in_full(
+    asked: Callable[..., Path], prunec: Run, tmp_path: Path
+) -> None:
+    path = asked({"finalists": 2}, model={"dtype": "float32"})
+    done = prunec("build", path, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    output = tmp_path / "out"
+    judged, ranked = made(output, "resolve"), made(output, "tune")["tuning"]["ranked"]
+    assert len(judged["values"]) == 2 and judged["values"][0] != judged["values"][1]
+    assert min(judged["values"]) == pytest.approx(divergence_of(path, output), rel=1e-4)
+    report = json.loads((output / "report" / "report.json").read_text(encoding="utf-8"))
+    finalists = report["tuning"]["finalists"]
+    assert [one["number"] for one in finalists] == ranked
+    assert min(finalists, key=lambda one: one["value"])["number"] == report["tuning"]["best"]
 
 
 def test_uniform_prunes_as_the_best_trial_posed_its_problems(
     asked: Callable[..., Path], prunec: Run, tmp_path: Path
 ) -> None:
-    tuned = asked({"inner": "uniform"}, model={"dtype": "float32"})
+    tuned = asked({"inner": "uniform", "finalists": 1}, model={"dtype": "float32"})
     assert prunec("build", tuned, "--output", tmp_path / "tuned").returncode == 0
     settings = made(tmp_path / "tuned", "tune")["settings"]
     assert settings["damping"] != 0.01 or settings["first_order"] > 0

@@ -141,8 +141,8 @@ def test_settings_that_were_tried_are_not_run_again(tmp_path: Path) -> None:
     for trial in tried:
         assert trial.value == (1.0 if trial.settings.calibration.quantile is None else 0.5)
         assert trial.token_forwards == (0 if trial.state == "repeated" else 10)
-    best = best_of(tried)
-    assert best is not None and best.state == "complete"
+    (best,) = best_of(tried)
+    assert best.state == "complete"
 
 
 def test_a_trial_that_fails_is_one_that_failed(tmp_path: Path) -> None:
@@ -169,8 +169,8 @@ def test_trials_that_are_behind_stop_early_and_the_last_part_is_never_cut(tmp_pa
 
 
 def best_value(tried: list[Tried]) -> float:
-    best = best_of(tried)
-    assert best is not None and best.value is not None
+    (best,) = best_of(tried)
+    assert best.value is not None
     return best.value
 
 
