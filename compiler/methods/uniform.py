@@ -29,7 +29,7 @@ def add_resolve(
         name,
         "resolve",
         "prune layer by layer, all alike, and refit what stays",
-        steps.model | solver | {"layout": plain(start)} | rank,
+        {**steps.model, **solver, "layout": plain(start), **rank},
         {"tokens": tokens} | steps.tuned,
         steps.walk(solver["dense_target"], steps.estimate.weight_bytes(start), tokens),
     )

@@ -21,7 +21,8 @@ from prunec.compiler.passes.importance.collect import collect
 from prunec.compiler.passes.importance.statistics import LayerStatistics
 from prunec.compiler.search.budget import Budget
 from prunec.compiler.search.divergence import TeacherDistributions
-from prunec.compiler.tuning.objective import HeldOut, Judge
+from prunec.compiler.tuning.held_out import HeldOut
+from prunec.compiler.tuning.objective import Judge
 from prunec.compiler.tuning.one_shot import OneShot
 from prunec.compiler.tuning.pools import Group, Pool, Pools
 from prunec.compiler.tuning.settings import CalibrationChoice, Settings
