@@ -166,8 +166,19 @@ class Reader:
         return torch.from_numpy(found["logits"]).float()
 
 
-@pytest.mark.parametrize("kind", ["per_layer", "uniform"])
-@pytest.mark.parametrize("model_type", FAMILIES)
+#: Of a uniform layout, a family of each kind is enough; the others take a minute.
+@pytest.mark.parametrize(
+    ("model_type", "kind"),
+    [(family, "per_layer") for family in FAMILIES]
+    + [
+        pytest.param(
+            family,
+            "uniform",
+            marks=() if family in ("llama", "phi3", "gemma2") else pytest.mark.slow,
+        )
+        for family in FAMILIES
+    ],
+)
 def test_onnx_runtime_answers_as_the_masked_model_does(
     tiny_llama: MakeModel, tmp_path: Path, model_type: str, kind: LayoutKind
 ) -> None:
