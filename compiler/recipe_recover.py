@@ -56,6 +56,7 @@ class LoraRecovery(_Training):
     )
     hidden: float = Field(
         default=0.0,
+        validate_default=True,
         ge=0,
         description="Weight of the mean squared distance of every layer's hidden states from the "
         "dense model's, over the mean square of those.",
