@@ -15,6 +15,7 @@ from typing import Any
 from prunec.compiler.diagnostics import RecipeProblemError
 from prunec.compiler.methods import tyr, uniform
 from prunec.compiler.methods.importance import add_resolve, add_statistics
+from prunec.compiler.methods.teacher import TOP_K, add_teacher
 from prunec.compiler.model.layout import Layout
 from prunec.compiler.passes.importance import needs_of
 from prunec.compiler.plan import Cost
@@ -50,7 +51,7 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
     refit = method.refit and not method.faithful
     statistics = _add_pool_statistics(steps, method, found, space, with_gram=refit)
     if method.objective == "divergence":
-        tyr.add_teacher(steps)
+        add_teacher(steps)
     _add_trials(steps, method, space, statistics, start, refit=refit)
     if method.inner == "tyr":
         _add_chosen(steps, statistics)
@@ -80,7 +81,7 @@ def _add_finalists(steps: PlanBuilder, method: AdaPrunerMethod, start: Layout) -
     held = steps.estimate.walk(tokens, 0.0, 0).memory_bytes
     if method.objective == "divergence":
         inputs["teacher"] = "teacher"
-        held += steps.estimate.teacher_bytes(tokens, min(tyr.TOP_K, steps.facts.vocab_size))
+        held += steps.estimate.teacher_bytes(tokens, min(TOP_K, steps.facts.vocab_size))
     steps.add(
         "resolve",
         "finalists",
@@ -226,7 +227,7 @@ def _add_trials(
     inputs = {"tokens": "search-tokens"} | {p["statistics"]: p["statistics"] for p in statistics}
     if method.objective == "divergence":
         inputs["teacher"] = "teacher"
-        held += steps.estimate.teacher_bytes(tokens, min(tyr.TOP_K, steps.facts.vocab_size))
+        held += steps.estimate.teacher_bytes(tokens, min(TOP_K, steps.facts.vocab_size))
     steps.add(
         "tune",
         "tune",

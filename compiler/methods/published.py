@@ -8,6 +8,7 @@ generations are what gives way.
 from __future__ import annotations
 
 from prunec.compiler.diagnostics import RecipeProblemError
+from prunec.compiler.methods.teacher import add_teacher
 from prunec.compiler.model.layout import dense_layout
 from prunec.compiler.plan import Cost
 from prunec.compiler.plan_builder import PlanBuilder
@@ -28,19 +29,7 @@ def plan(steps: PlanBuilder) -> str:
     sizes = _first_sizes(steps)
     share, generations = _allowance(steps, rounds, offspring)
     multiple_of = steps.recipe.target.multiple_of
-    tokens, top = steps.count("search-tokens"), min(TOP_K, facts.vocab_size)
-    steps.add(
-        "teacher",
-        "teacher",
-        "next-token distributions of the dense model",
-        steps.model | {"top_k": top},
-        {"tokens": "search-tokens"},
-        Cost(
-            token_forwards=tokens,
-            memory_bytes=steps.estimate.teacher_bytes(tokens, top) + steps.estimate.layer_bytes,
-            disk_bytes=steps.estimate.teacher_bytes(tokens, top),
-        ),
-    )
+    add_teacher(steps, TOP_K)
     solver = {"damping": method.damping, "accumulation": method.accumulation}
     last = ""
     for number in range(1, rounds + 1):

@@ -7,15 +7,13 @@ from typing import Any
 
 from prunec.compiler.diagnostics import RecipeProblemError
 from prunec.compiler.methods.published import plan as plan_published
+from prunec.compiler.methods.teacher import add_teacher
 from prunec.compiler.model.layout import Layout
 from prunec.compiler.plan import Cost
 from prunec.compiler.plan_builder import PlanBuilder, plain
 from prunec.compiler.recipe import Search, TyrMethod
 from prunec.compiler.search.budget import InfeasibleTargetError
 from prunec.compiler.target import uniform_layout_at
-
-#: Most likely tokens of the dense model that are kept apart when distributions are compared.
-TOP_K = 512
 
 
 def plan(steps: PlanBuilder, start: Layout) -> str:
@@ -89,26 +87,6 @@ def add_search(steps: PlanBuilder, method: TyrMethod, start: Layout) -> str:
         steps.walk(steps.solver()["dense_target"], steps.estimate.weight_bytes(start)),
     )
     return "resolve"
-
-
-def add_teacher(steps: PlanBuilder) -> None:
-    """The step that keeps the dense model's distributions on the search text, once."""
-    if any(step.name == "teacher" for step in steps.steps):
-        return
-    tokens = steps.count("search-tokens")
-    top = min(TOP_K, steps.facts.vocab_size)
-    steps.add(
-        "teacher",
-        "teacher",
-        "next-token distributions of the dense model",
-        steps.model | {"top_k": top},
-        {"tokens": "search-tokens"},
-        Cost(
-            token_forwards=tokens,
-            memory_bytes=steps.estimate.teacher_bytes(tokens, top) + steps.estimate.layer_bytes,
-            disk_bytes=steps.estimate.teacher_bytes(tokens, top),
-        ),
-    )
 
 
 def _centre(steps: PlanBuilder, method: TyrMethod, start: Layout) -> Layout:

@@ -12,7 +12,6 @@ from prunec.compiler.model.errors import ModelError
 from prunec.compiler.plan import Step
 from prunec.compiler.search.allowance import Allowance
 from prunec.compiler.search.budget import Candidate
-from prunec.compiler.search.divergence import TeacherDistributions
 from prunec.compiler.search.evaluator import Evaluator
 from prunec.compiler.search.evolutionary import Evolutionary
 from prunec.compiler.search.level_relaxation import LevelRelaxation, sites_around
@@ -23,6 +22,7 @@ from prunec.compiler.search.searcher import Searcher, Settings, State, search
 from prunec.compiler.search.space import Space
 from prunec.compiler.search.surrogate import ErrorCurves, Surrogate
 from prunec.compiler.steps.context import Context, Progress, Summary, layout_of, plain_layout
+from prunec.compiler.steps.teacher import teacher_of
 from prunec.compiler.store import Entry
 from prunec.compiler.target import budget_of
 
@@ -32,9 +32,8 @@ def run_search(context: Context, step: Step, entry: Entry, progress: Progress) -
     device = decoder.device
     supernet_entry = context.entry(step, "supernet")
     supernet = [load_nested(supernet_entry, i, device) for i in range(decoder.facts.layers)]
-    teacher, _ = context.entry(step, "teacher").require_tensors("teacher")
-    distributions = TeacherDistributions(**{k: tensor.to(device) for k, tensor in teacher.items()})
-
+    distributions = teacher_of(context, step)
+    assert distributions is not None  # every plan of a search has one
     budget = budget_of(context.recipe, context.subject.facts)
     supernet_step = context.plan.step(step.inputs["supernet"])
     space = Space.within(budget, [nested.attention.shapes for nested in supernet])
