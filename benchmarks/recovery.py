@@ -9,6 +9,7 @@ above the dense model's on code, on prose, and how much of the gap that pruning 
 
 from __future__ import annotations
 
+import math
 import statistics
 
 from contest import Contestant, Result, parser_of, run, table
@@ -27,8 +28,11 @@ WAYS = {
 
 
 def closed(results: list[Result]) -> str:
-    """Of every way, the share of the gap that it closes, seed by seed."""
-    lines = ["| sparsity | recovery | gap closed, code | gap closed, prose |", "|---|---|---|---|"]
+    """Of every way, the share of the gap in perplexity that it closes, seed by seed."""
+    lines = [
+        "| sparsity | recovery | perplexity gap closed, code | perplexity gap closed, prose |",
+        "|---|---|---|---|",
+    ]
     left = {(r.sparsity, r.seed): r for r in results if r.contestant == "none"}
     for sparsity in dict.fromkeys(result.sparsity for result in results):
         for name in WAYS:
@@ -38,11 +42,17 @@ def closed(results: list[Result]) -> str:
                 continue
             cells = []
             for column in ("code", "prose"):
-                shares = [1 - getattr(r, column) / getattr(none, column) for none, r in pairs]
+                gaps = [(_gap(none, column), _gap(r, column)) for none, r in pairs]
+                shares = [1 - after / before for before, after in gaps]
                 each = ", ".join(f"{share:.0%}" for share in shares)
                 cells.append(f"{statistics.median(shares):.0%} ({each})")
             lines.append(f"| {sparsity:.1%} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _gap(result: Result, column: str) -> float:
+    """By how much perplexity is above the dense model's, over that."""
+    return math.expm1(getattr(result, column))
 
 
 def main() -> None:
