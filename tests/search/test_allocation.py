@@ -71,7 +71,9 @@ def test_every_allocation_is_legal_and_of_the_size_asked_for(
     if isinstance(budget.target, Ceiling):
         assert total_cost(budget, candidate) <= limit_of(budget) * (1 + ROUNDING)
     else:
-        assert abs(total_cost(budget, candidate) - budget.limit) <= budget.unit / 2
+        # Equal shares are the uniform layout, which may miss the size by a whole step.
+        most = budget.unit / (2 if len({*shares}) > 1 else 1)
+        assert abs(total_cost(budget, candidate) - budget.limit) <= most
 
 
 @given(st.sampled_from([0.2, 0.5, 0.7]), _shares(8))
@@ -80,12 +82,13 @@ def test_layers_keep_their_shares(target: float, shares: list[float]) -> None:
     budget = _budget(target)
     kept = _costs(budget, allocate(budget, shares))
     assert sum(kept) / 8 == pytest.approx(1 - target, abs=0.002)
-    free = [(k / s) for k, s in zip(kept, shares, strict=True) if k < 0.995]
-    full = [1 / s for k, s in zip(kept, shares, strict=True) if k >= 0.995]
+    # In pieces of an eighth of the attention, a layer is at its share to a few hundredths.
+    free = [(k, share) for k, share in zip(kept, shares, strict=True) if k < 0.995]
     if len(free) > 1:
-        factor = sum(free) / len(free)
-        assert all(abs(one - factor) < 0.05 * factor for one in free)
-        assert all(one < 1.06 * factor for one in full)
+        factor = sum(k for k, _ in free) / sum(share for _, share in free)
+        assert all(abs(k - share * factor) < 0.03 for k, share in free)
+        whole = (share for k, share in zip(kept, shares, strict=True) if k >= 0.995)
+        assert all(share * factor > 0.94 for share in whole)
 
 
 def test_a_layer_that_is_to_stay_whole_does() -> None:
