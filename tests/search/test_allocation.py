@@ -82,11 +82,16 @@ def test_layers_keep_their_shares(target: float, shares: list[float]) -> None:
     budget = _budget(target)
     kept = _costs(budget, allocate(budget, shares))
     assert sum(kept) / 8 == pytest.approx(1 - target, abs=0.002)
-    # In pieces of an eighth of the attention, a layer is at its share to a few hundredths.
+    # A twentieth, or of a small share half a piece of attention: layers come in such pieces.
+    facts = budget.facts
+    dense = budget.dense_size / facts.layers
+    piece = budget.attention_size((facts.query_heads // facts.kv_heads, 1)) / dense
     free = [(k, share) for k, share in zip(kept, shares, strict=True) if k < 0.995]
     if len(free) > 1:
         factor = sum(k for k, _ in free) / sum(share for _, share in free)
-        assert all(abs(k - share * factor) < 0.03 for k, share in free)
+        assert all(
+            abs(k - share * factor) < max(0.05 * share * factor, piece / 2) for k, share in free
+        )
         whole = (share for k, share in zip(kept, shares, strict=True) if k >= 0.995)
         assert all(share * factor > 0.94 for share in whole)
 
