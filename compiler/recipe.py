@@ -299,6 +299,7 @@ class Recipe(Section):
             "held_out": held_out and with_split(held_out, "search"),
         }
         recover = recover.model_copy(update=settled)
+        keep_apart(_fitted("recover", recover), _stopping(recover, may_share=True))
         for name in ("tokens", "held_out_tokens", "batch_tokens"):
             given = name != "batch_tokens" or name in recover.model_fields_set
             if given and getattr(recover, name) < (recover.sequence_length or 0):
@@ -331,15 +332,19 @@ class Recipe(Section):
         perplexity = validation.perplexity and _judging(validation.perplexity)
         elsewhere = {name: _judging(check) for name, check in validation.elsewhere.items()}
         judging = [
-            Reading(("validate", "elsewhere", name), "evaluation", check.source)
+            Reading(("validate", "elsewhere", name, "source"), "evaluation", check.source)
             for name, check in elsewhere.items()
         ]
         if perplexity:
-            judging.insert(0, Reading(("validate", "perplexity"), "evaluation", perplexity.source))
-        for name in ("calibration", "search", "recover"):
-            if section := info.data.get(name):
-                for text in judging:
-                    keep_apart(_fitted(name, section), text)
+            place = ("validate", "perplexity", "source")
+            judging.insert(0, Reading(place, "evaluation", perplexity.source))
+        sections = ((name, info.data.get(name)) for name in ("calibration", "search", "recover"))
+        fitted = [_fitted(name, section) for name, section in sections if section]
+        if recover := info.data.get("recover"):
+            fitted.append(_stopping(recover))
+        for earlier in fitted:
+            for text in judging:
+                keep_apart(earlier, text)
         method: Method | None = info.data.get("method")
         searches = isinstance(method, TyrMethod) or (
             isinstance(method, AdaPrunerMethod) and method.inner == "tyr"
@@ -363,7 +368,12 @@ def _judging(check: Judging) -> Judging:
 
 def _fitted(name: str, section: Calibration | Search | Recover) -> Reading:
     home: Split = "search" if name == "search" else "calibration"
-    return Reading((name,), home, section.source, may_share=name == "search")
+    return Reading((name, "source"), home, section.source, may_share=name == "search")
+
+
+def _stopping(recover: Recover, *, may_share: bool = False) -> Reading:
+    """The text that says when to stop a recovery, which nothing is trained on."""
+    return Reading(("recover", "held_out"), "search", recover.held_out, may_share=may_share)
 
 
 def _check_read(name: str, section: object, info: ValidationInfo, *, required: bool) -> None:

@@ -19,7 +19,7 @@ from prunec.compiler.recipe_sources import (
 
 @dataclass(frozen=True)
 class Reading:
-    """A section that reads text: where it stands in the recipe, and the split that is its own.
+    """A source in a recipe: where it stands, and the split that is its section's own.
 
     may_share: whether it may read an earlier section's very source, in windows of its own
     """
@@ -54,27 +54,32 @@ def keep_apart(earlier: Reading, later: Reading) -> None:
                 continue
             if (shared := _shared_text(one, two)) is None:
                 continue
-            here, there = (*earlier.place, *one_at), (*later.place, *two_at)
+            here, there = earlier.place + one_at, later.place + two_at
             if _split(one):
                 sides = (earlier.home, here, there), (later.home, there, here)
                 home, astray, other = sides[0] if _split(two) == later.home else sides[1]
                 raise refusal(
-                    f"is {shared}, which {'.'.join(other)} reads too; they must be disjoint",
+                    f"is {shared}, which {_reader(other)} reads too; they must be disjoint",
                     f"remove it: the split that is read there by default is {home}",
-                    at=(*astray, "source", "split"),
+                    at=(*astray, "split"),
                 )
             raise refusal(
-                f"reads {shared}, as {'.'.join(here)} does; they must be disjoint",
+                f"reads {shared}, as {_reader(here)} does; they must be disjoint",
                 "give each text of its own; what was fitted to cannot judge",
-                at=(*there, "source"),
+                at=there,
             )
 
 
 def _parts(source: FittingSource) -> list[tuple[tuple[str, ...], FittingSource]]:
-    """The texts of a source, each with where it stands below the section that reads it."""
+    """The texts of a source, each with where it stands in it."""
     if not isinstance(source, MixedSource):
         return [((), source)]
-    return [(("source", "parts", name), part.source) for name, part in source.parts.items()]
+    return [(("parts", name, "source"), part.source) for name, part in source.parts.items()]
+
+
+def _reader(place: tuple[str, ...]) -> str:
+    """What reads the source at a place."""
+    return ".".join(place).removesuffix(".source")
 
 
 def _split(source: FittingSource) -> Split | None:

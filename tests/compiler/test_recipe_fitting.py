@@ -24,6 +24,14 @@ NO_SEARCH = "search=null"
             ["recover={kind: lora, source: {kind: python_stdlib, split: evaluation}}"],
             'recover.source.split is "evaluation", which validate.perplexity reads too',
         ),
+        (
+            ["recover={kind: lora, held_out: {kind: python_stdlib, split: evaluation}}"],
+            'recover.held_out.split is "evaluation", which validate.perplexity reads too',
+        ),
+        (
+            ["recover={kind: blockwise, held_out: {kind: python_stdlib, split: calibration}}"],
+            'recover.held_out.split is "calibration", which recover reads too',
+        ),
         (["validate.perplexity.source={kind: self}"], "must be python_stdlib, text, jsonl or hub"),
         (
             [
