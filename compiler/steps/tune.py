@@ -104,8 +104,9 @@ def _study_plan(context: Context, step: Step) -> StudyPlan:
 
     method, params = context.recipe.method, step.params
     assert isinstance(method, AdaPrunerMethod)
-    # More trials of the same kind go on where fewer have ended.
-    decisive = {name: value for name, value in params.items() if name != "trials"}
+    # How many trials there are, and what becomes of the best, changes none of them: more go on where
+    # fewer have ended.
+    decisive = {name: params[name] for name in params if name not in ("trials", "finalists")}
     inputs = {role: context.plan.step(name).fingerprint for role, name in step.inputs.items()}
     return StudyPlan(
         path=method.study or context.store.root / STUDY,

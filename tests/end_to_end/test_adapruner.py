@@ -124,6 +124,20 @@ def test_of_the_best_trials_the_one_is_written_that_is_best_when_pruned_in_full(
     assert min(finalists, key=lambda one: one["value"])["number"] == report["tuning"]["best"]
 
 
+def test_more_trials_and_other_finalists_go_on_with_the_trials_that_there_are(
+    asked: Callable[..., Path], prunec: Run, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    for changed in ({}, {"finalists": 1}, {"trials": 6}):
+        path = asked({"finalists": 2} | changed)
+        assert prunec("build", path, "--output", output).returncode == 0
+        trials = made(output, "tune")["tuning"]["trials"]
+        if not changed:
+            first = trials
+        assert trials[: len(first)] == first  # the seconds that they took, too
+    assert len(trials) == 6
+
+
 def test_uniform_prunes_as_the_best_trial_posed_its_problems(
     asked: Callable[..., Path], prunec: Run, tmp_path: Path
 ) -> None:
