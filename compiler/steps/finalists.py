@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 from prunec.compiler.layer_store import load_cut, save_cut
+from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.layout import layout_from_plain
 from prunec.compiler.passes.nested import CutLayer
 from prunec.compiler.plan import Step
@@ -24,7 +28,7 @@ def run_finalists(context: Context, step: Step, entry: Entry, progress: Progress
     for number, role in enumerate(roles, start=1):
         values.append(_value(context, step, role, held_out))
         progress(number, len(roles), "finalists")
-    best = values.index(min(values))
+    best = place_of_least(values)
     layers, layout = context.entry(step, roles[best]), context.found(step, roles[best])["layout"]
     for index in range(len(layout)):
         cut = _cut(layers, index)
@@ -36,6 +40,17 @@ def run_finalists(context: Context, step: Step, entry: Entry, progress: Progress
         "values": values,
         "best": best,
     }
+
+
+def place_of_least(values: Sequence[float]) -> int:
+    """Where the least finite value stands; ModelError if there is none."""
+    finite = [(value, place) for place, value in enumerate(values) if math.isfinite(value)]
+    if not finite:
+        raise ModelError(
+            "no finalist's output on the held-out text is finite",
+            hint="raise calibration.tokens",
+        )
+    return min(finite)[1]
 
 
 def _value(context: Context, step: Step, role: str, held_out: HeldOut) -> float:

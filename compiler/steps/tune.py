@@ -104,7 +104,7 @@ def _study_plan(context: Context, step: Step) -> StudyPlan:
 
     method, params = context.recipe.method, step.params
     assert isinstance(method, AdaPrunerMethod)
-    # How many trials there are, and what becomes of the best, changes none of them: more go on where
+    # How many there are, and what becomes of the best, changes no trial: more of them go on where
     # fewer have ended.
     decisive = {name: params[name] for name in params if name not in ("trials", "finalists")}
     inputs = {role: context.plan.step(name).fingerprint for role, name in step.inputs.items()}

@@ -21,6 +21,7 @@ from prunec.compiler.passes.importance.collect import collect
 from prunec.compiler.passes.importance.statistics import LayerStatistics
 from prunec.compiler.search.budget import Budget
 from prunec.compiler.search.divergence import TeacherDistributions
+from prunec.compiler.steps.finalists import place_of_least
 from prunec.compiler.tuning.held_out import HeldOut
 from prunec.compiler.tuning.objective import Judge
 from prunec.compiler.tuning.one_shot import OneShot
@@ -178,3 +179,9 @@ def test_a_layout_that_cannot_be_had_is_a_trial_that_fails(
                 settings(metrics={"wanda": 1.0}, allocation="influence")
             )
         )
+
+
+def test_a_finalist_whose_output_is_no_number_is_never_taken() -> None:
+    assert place_of_least([float("nan"), 2.0, 1.0, float("inf"), 1.0]) == 2
+    with pytest.raises(ModelError, match="no finalist"):
+        place_of_least([float("nan"), float("inf")])
