@@ -19,9 +19,6 @@ from prunec.compiler.steps.context import Context, Progress, Summary
 from prunec.compiler.store import Entry
 from prunec.validators.loading import open_model
 
-#: Tokens that are written side by side, whose keys and values are held; and windows, at most.
-_SIDE_BY_SIDE, _WINDOWS = 65_536, 128
-
 
 def run_generate(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
     """Windows are written in batches, each of which is kept, and numbered through the draw."""

@@ -93,7 +93,7 @@ class Pools:
         )
 
     def turns(self, choice: CalibrationChoice, kind: Influence) -> list[float]:
-        """Of every layer the mean over tokens, see `importance_of_layers`."""
+        """Of every layer the mean over tokens of 1 − cosine (`influence`) or angle over π."""
         mixture = self.mixture(choice)
         whole = sum(weight for _, _, weight in mixture)
         weighted = [

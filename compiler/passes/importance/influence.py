@@ -13,19 +13,13 @@ from typing import Literal
 
 import torch
 
-from prunec.compiler.passes.importance.statistics import LayerStatistics
-
 Influence = Literal["influence", "angular"]
-
-
-def importance_of_layers(statistics: Sequence[LayerStatistics], kind: Influence) -> list[float]:
-    """Per layer the mean over tokens of 1 − cosine (`influence`) or angle over π (`angular`)."""
-    return [getattr(layer, kind) / layer.tokens for layer in statistics]
 
 
 def relative_shares(importance: Sequence[float], spread: float) -> list[float]:
     """What each layer keeps relative to all others, with mean 1.
 
+    importance: of every layer the mean over tokens of 1 − cosine or of the angle.
     The sigmoid of the standardised importance over its mean; its departure from 1 is multiplied by
     `spread`. No share is below 0.
     """
