@@ -56,7 +56,7 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
     if method.inner == "tyr":
         _add_chosen(steps, statistics)
         return tyr.add_search(steps, TyrMethod(kind="tyr"), start)
-    finalists = method.finalists if refit else 1
+    finalists = _finalists(method, refit=refit)
     for place in range(finalists):
         tokens, name = "calibration-tokens", "resolve"
         if finalists > 1:
@@ -76,18 +76,14 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
 
 def _add_finalists(steps: PlanBuilder, method: AdaPrunerMethod, start: Layout) -> None:
     """The step that judges the best trials as they were pruned in full."""
-    tokens, places = steps.count("search-tokens"), range(1, method.finalists + 1)
-    inputs = {"tokens": "search-tokens"} | {f"layers-{n}": f"finalist-{n}" for n in places}
-    held = steps.estimate.walk(tokens, 0.0, 0).memory_bytes
-    if method.objective == "divergence":
-        inputs["teacher"] = "teacher"
-        held += steps.estimate.teacher_bytes(tokens, min(TOP_K, steps.facts.vocab_size))
+    held_out, tokens, held = _held_out(steps, method)
+    layers = {f"layers-{n}": f"finalist-{n}" for n in range(1, method.finalists + 1)}
     steps.add(
         "resolve",
         "finalists",
         "take the finalist that is best on text that none was calibrated on",
         steps.model | {"objective": method.objective},
-        inputs,
+        held_out | layers,
         Cost(
             token_forwards=method.finalists * tokens,
             memory_bytes=held,
@@ -222,12 +218,7 @@ def _add_trials(
 ) -> None:
     search = steps.recipe.search
     assert search is not None
-    tokens = steps.count("search-tokens")
-    held = steps.estimate.walk(tokens, 0.0, 0).memory_bytes
-    inputs = {"tokens": "search-tokens"} | {p["statistics"]: p["statistics"] for p in statistics}
-    if method.objective == "divergence":
-        inputs["teacher"] = "teacher"
-        held += steps.estimate.teacher_bytes(tokens, min(TOP_K, steps.facts.vocab_size))
+    held_out, tokens, held = _held_out(steps, method)
     steps.add(
         "tune",
         "tune",
@@ -242,18 +233,33 @@ def _add_trials(
             "refit": refit,
             "objective": method.objective,
             "trials": method.trials,
-            "finalists": method.finalists if refit and method.inner != "tyr" else 1,
+            "finalists": _finalists(method, refit=refit),
             "sampler": method.sampler,
             "startup": method.startup_trials,
             "seed": search.seed,
         },
-        inputs,
+        held_out | {pool["statistics"]: pool["statistics"] for pool in statistics},
         Cost(
             token_forwards=method.trials * tokens,
             memory_bytes=held + _KEPT_BYTES,
             disk_bytes=steps.estimate.weight_bytes(start),
         ),
     )
+
+
+def _held_out(steps: PlanBuilder, method: AdaPrunerMethod) -> tuple[dict[str, str], int, int]:
+    """Inputs of a step that judges models, the tokens it judges them on, the memory that takes."""
+    inputs, tokens = {"tokens": "search-tokens"}, steps.count("search-tokens")
+    held = steps.estimate.walk(tokens, 0.0, 0).memory_bytes
+    if method.objective == "divergence":
+        inputs["teacher"] = "teacher"
+        held += steps.estimate.teacher_bytes(tokens, min(TOP_K, steps.facts.vocab_size))
+    return inputs, tokens, held
+
+
+def _finalists(method: AdaPrunerMethod, *, refit: bool) -> int:
+    """How many of the best trials are pruned in full."""
+    return method.finalists if refit and method.inner != "tyr" else 1
 
 
 def _add_chosen(
