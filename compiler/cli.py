@@ -4,13 +4,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -19,6 +15,7 @@ import typer
 
 from prunec.compiler.annotations import github_annotations
 from prunec.compiler.diagnostics import BuildError, Diagnostic, UserError
+from prunec.compiler.interruptions import SENTENCES, leaving_at_once, terminated_in_order
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,13 +34,6 @@ app = typer.Typer(
 
 #: Spread of repeated measurements, as a share of the median, from which on it is mentioned.
 RESTLESS = 0.2
-
-#: Exit code of a command that Ctrl-C has stopped.
-INTERRUPTED = 130
-_INTERRUPTION = "interrupted; the same command goes on where it stopped\n"
-#: And of one that SIGTERM has stopped, as a shell would have it.
-TERMINATED = 128 + signal.SIGTERM
-_TERMINATION = "terminated; the same command goes on where it stopped\n"
 
 RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
@@ -174,7 +164,7 @@ def sweep(
             render_sweep_plan(planned, _stdout())
         return
 
-    with _leaving_at_once():
+    with leaving_at_once():
         from prunec.compiler.progress import Narrator
         from prunec.compiler.sweep_builds import build_points
         from prunec.validators.sweep_report import render_sweep
@@ -239,7 +229,7 @@ def profile(
     path = model if is_model(model) else find_recipe(model)
     asked = request(path, dtype)
 
-    with _leaving_at_once():
+    with leaving_at_once():
         from prunec.compiler.latency_table import render_latency
         from prunec.compiler.planned import placed
         from prunec.compiler.profiler import find_device
@@ -301,7 +291,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check every hash and open every file: exit code 1 if anything is wrong."""
-    with _leaving_at_once():
+    with leaving_at_once():
         from prunec.compiler import verify_command
         from prunec.compiler.progress import Narrator
 
@@ -395,7 +385,7 @@ def main() -> None:
     """The command. Exit codes: 0 passed, 1 a gate failed, 2 usage, 3 failure, 130 interrupted,
     143 terminated."""
     try:
-        with _terminated_in_order():
+        with terminated_in_order():
             app(standalone_mode=True)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
@@ -406,56 +396,16 @@ def main() -> None:
         sys.stderr.write(f"{error}\n")
         sys.exit(BuildError.exit_code)
     except SystemExit as left:
-        if left.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt, and says nothing
-            sys.stderr.write(_INTERRUPTION)
-        elif left.code == TERMINATED:
-            sys.stderr.write(_TERMINATION)
+        # Typer has caught the KeyboardInterrupt, and says nothing.
+        sys.stderr.write(SENTENCES.get(left.code, ""))
         raise
-
-
-@contextmanager
-def _terminated_in_order() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does: processes that it started go with it."""
-    if threading.current_thread() is not threading.main_thread():  # no other may set a handler
-        yield
-        return
-
-    def leave(*_: object) -> None:
-        raise SystemExit(TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _leaving_at_once() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the process there and then; for imports, which have nothing to put in
-    order.
-
-    Some libraries swallow a KeyboardInterrupt while they are imported, and fail on it later.
-    """
-
-    def leave(number: int, _: object) -> None:
-        interrupted = number == signal.SIGINT
-        os.write(2, (_INTERRUPTION if interrupted else _TERMINATION).encode())
-        os._exit(INTERRUPTED if interrupted else TERMINATED)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _carry_out(
     planned: Planned, name: str, command: str, output: Path, *, as_json: bool, fresh: bool
 ) -> NoReturn:
     """Run a plan, show its report and leave with the exit code of its gates."""
-    with _leaving_at_once():
+    with leaving_at_once():
         from prunec.compiler import build_command
         from prunec.compiler.progress import Narrator
         from prunec.compiler.store import Store
