@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from prunec import recipes as shipped
 from prunec.compiler.annotations import github_annotations
 from prunec.compiler.diagnostics import BuildError, Diagnostic, UserError
 from prunec.compiler.interruptions import SENTENCES, leaving_at_once, terminated_in_order
@@ -62,7 +63,7 @@ def build(
     from prunec.compiler.planned import plan_recipe
     from prunec.compiler.subject import subject_for_build
 
-    path = find_recipe(recipe)
+    path = shipped.find(recipe)
     planned = plan_recipe(path, set_ or (), subject_for_build)
     destination = output or Path("build") / path.stem
     command = shlex.join(["prunec", "build", str(recipe), *_options(set_)])
@@ -103,7 +104,7 @@ def validate(
     given = validate_command.find(folder)
     destination = output or Path("build") / f"validate-{folder.resolve().name}"
     if recipe:
-        path = find_recipe(recipe)
+        path = shipped.find(recipe)
     else:
         path = validate_command.write_default_recipe(given, against, destination)
     overrides = [*validate_command.overrides_of(against), *(set_ or [])]
@@ -151,7 +152,7 @@ def sweep(
     def say(text: str) -> None:
         _stderr().print(text, highlight=False, markup=False, soft_wrap=True)
 
-    path = find_recipe(recipe)
+    path = shipped.find(recipe)
     find = subject_for_plan if only_plan else subject_for_build
     points = plan_points(path, set_ or [], find, say, share_supernets=not own_supernets)
     if only_plan:
@@ -191,7 +192,7 @@ def plan(recipe: RecipeArgument, set_: SetOption = None, as_json: JsonOption = F
     from prunec.compiler.planned import plan_recipe
     from prunec.compiler.subject import subject_for_plan
 
-    planned = plan_recipe(find_recipe(recipe), set_ or (), subject_for_plan)
+    planned = plan_recipe(shipped.find(recipe), set_ or (), subject_for_plan)
     if as_json:
         _print_json(planned.plan.as_dict())
     else:
@@ -226,7 +227,7 @@ def profile(
     """Measure what a model's layers take here at every size: the table of target.speedup."""
     from prunec.compiler.profile_command import is_model, request
 
-    path = model if is_model(model) else find_recipe(model)
+    path = model if is_model(model) else shipped.find(model)
     asked = request(path, dtype)
 
     with leaving_at_once():
@@ -362,23 +363,11 @@ def recipes() -> None:
     """List the recipes that ship with prunec."""
     from rich.table import Table
 
-    from prunec import recipes as shipped
-
     table = Table(box=None, pad_edge=False, show_header=False)
     for path in sorted(shipped.folder().glob("*.yaml")):
-        table.add_row(path.stem, _first_sentence(path))
+        table.add_row(path.stem, shipped.first_sentence(path))
     _stdout().print(table)
     _stderr().print(f"\nin {shipped.folder()}; build one with: prunec build <name>", style="dim")
-
-
-def find_recipe(path: Path) -> Path:
-    """The file that a RECIPE argument means: a path, or the bare name of a shipped recipe."""
-    if path.exists() or path.parent != Path() or path.suffix:
-        return path
-    from prunec import recipes as shipped
-
-    candidate = shipped.folder() / f"{path.name}.yaml"
-    return candidate if candidate.is_file() else path
 
 
 def main() -> None:
@@ -425,14 +414,6 @@ def _options(overrides: list[str] | None) -> Iterator[str]:
     """Overrides as they stand on a command line."""
     for override in overrides or ():
         yield from ("--set", override)
-
-
-def _first_sentence(path: Path) -> str:
-    """What a recipe says of itself: its first sentence."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    comments = [line.lstrip("# ") for line in lines if line.startswith("#")]
-    text = " ".join(line for line in comments if line and "yaml-language-server" not in line)
-    return text.partition(". ")[0]
 
 
 def _print_json(value: Any) -> None:
