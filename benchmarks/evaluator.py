@@ -28,6 +28,7 @@ from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.folder import facts_from_folder
 from prunec.compiler.model.layout import dense_layout
+from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
 from prunec.compiler.passes.nested import CutLayer, NestedLayer
 from prunec.compiler.passes.sequential import Solver, prune_sequentially
 from prunec.compiler.search.budget import Budget, Candidate
@@ -79,12 +80,14 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 @torch.no_grad()
-def dense_pass(decoder: Decoder, layers: list[object], ids: torch.Tensor) -> Iterator[torch.Tensor]:
+def dense_pass(
+    decoder: Decoder, layers: list[PerLayerDecoderLayer], ids: torch.Tensor
+) -> Iterator[torch.Tensor]:
     """Logits of the dense model, batch by batch."""
     for batch in decoder.batches(*ids.shape):
         hidden = decoder.embed(ids[batch])
         for layer in layers:
-            hidden = decoder.feed(layer, decoder.attend(layer, hidden))  # type: ignore[arg-type]
+            hidden = decoder.feed(layer, decoder.attend(layer, hidden))
         yield decoder.logits(hidden)
 
 

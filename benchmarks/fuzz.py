@@ -54,7 +54,7 @@ def run(
             try:
                 with fuzzing.nothing_written():
                     ends[attempt()] += 1
-            except Exception as error:
+            except Exception as error:  # whatever comes out is what is sought
                 ends["findings"] += 1
                 last = traceback.extract_tb(error.__traceback__)[-1]
                 place = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"

@@ -119,7 +119,7 @@ def find_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises any of them
         reason = str(error).splitlines()[0].strip().rstrip(".")
         raise UserError(Diagnostic(f"--device {printable(name)} is not there: {reason}")) from None
     return device

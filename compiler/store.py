@@ -124,7 +124,8 @@ class Entry:
         if path is None:
             return None
         with safe_open(path, framework="pt") as file:
-            # Copies: the store's files may go while their tensors are in use.
+            # Copies: the store's files may go while their tensors are in use. And what safetensors
+            # opens cannot be iterated over.
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
             return tensors, json.loads(file.metadata()["facts"])
 

@@ -29,6 +29,7 @@ def weightless(config: Any, dtype: torch.dtype, attention: str) -> Any:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
         register(module, name, parameter)
 
+    # Patched for as long as the model is built: torch has no hook for what a module registers.
     nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
     try:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
