@@ -112,9 +112,7 @@ def main() -> None:
         prune_sequentially(decoder, calibration, centre, Solver(0.01, 0.0), supernet)
     ids = windows_of(arguments.model, "search", arguments.search_windows)
     dense = dense_layout(facts)[0]
-    layers: list[object] = [
-        decoder.layer(i, dense, decoder.layer_tensors(i)) for i in range(facts.layers)
-    ]
+    layers = [decoder.layer(i, dense, decoder.layer_tensors(i)) for i in range(facts.layers)]
     parts = [
         TeacherDistributions.from_logits(logits, TOP_K)
         for logits in dense_pass(decoder, layers, ids)
