@@ -216,12 +216,12 @@ def _tuning(done: Mapping[str, FinishedStep]) -> TuningResult | None:
         if saved := finished.summary.get("tuning"):
             trials = tuple(TrialResult(**trial) for trial in saved["trials"])
             rest = {name: value for name, value in saved.items() if name != "ranked"}
-            finalists, best = _finalists(saved["ranked"], done)
+            finalists, best = finalists_of(saved["ranked"], done)
             return TuningResult(**rest | {"trials": trials, "finalists": finalists, "best": best})
     return None
 
 
-def _finalists(
+def finalists_of(
     ranked: list[int], done: Mapping[str, FinishedStep]
 ) -> tuple[tuple[FinalistResult, ...], int]:
     """Trials that were pruned in full, and the number of the trial that was taken.

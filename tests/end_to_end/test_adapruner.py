@@ -213,6 +213,30 @@ def test_tyr_takes_the_settings_and_the_text_that_were_found_best(
     assert {"supernet-1", "search-1", "resolve", "pool-16-words", "statistics-32-lines"} <= {*steps}
 
 
+def test_weights_are_fitted_to_the_windows_that_the_best_trial_chose(
+    asked: Callable[..., Path], prunec: Run, tmp_path: Path
+) -> None:
+    space = {"loss_quantiles": 2, "groups": 3}
+    path = asked({"calibration": space, "finalists": 3, "trials": 6, "sampler": "random"})
+    output = tmp_path / "out"
+    assert prunec("build", path, "--output", output).returncode == 0
+    pool, tuned = tensor(output, "pool", "ids"), made(output, "tune")
+    some_left_out = False
+    for place, finalist in enumerate(tuned["finalists"], start=1):
+        choice = finalist["settings"]["calibration"]
+        chosen = {
+            tuple(pool[window].tolist())
+            for group in made(output, "statistics")["groups"]
+            if choice["quantile"] in (None, group["quantile"])
+            and group["number"] in choice["groups"]
+            for window in group["windows"]
+        }
+        drawn = tensor(output, f"calibration-tokens-{place}", "ids").tolist()
+        assert len(drawn) == len(chosen) and {tuple(window) for window in drawn} == chosen
+        some_left_out |= len(choice["groups"]) < 3
+    assert some_left_out
+
+
 def test_as_published_the_outermost_layers_stay_whole(
     asked: Callable[..., Path], prunec: Run, tiny_llama: Callable[..., Path], tmp_path: Path
 ) -> None:

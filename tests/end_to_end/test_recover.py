@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +20,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from prunec.compiler import preflight
+from prunec.compiler.steps import recover as recover_step
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Hashes = Callable[[Path], dict[str, str]]
@@ -145,6 +147,23 @@ def test_a_recovery_that_does_harm_leaves_the_layers_and_says_so(
     assert "of no use" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     steps = [step["name"] for step in _report(tmp_path)["cost"]["steps"]]
     assert "recovery-teacher" not in steps  # nothing in the loss reads it
+
+
+def test_what_the_judge_does_not_keep_is_not_written_though_training_changed_it(
+    quick: Path, plain: Path, prunec: Run, hashes: Hashes, tmp_path: Path
+) -> None:
+    """As where the gain is lost in rounding to the dtype that is written."""
+    trained = recover_step.recover_lora
+
+    def refused(*args: Any, **options: Any) -> Any:
+        found = trained(*args, **options)
+        assert found.result.kept
+        return replace(found, result=replace(found.result, kept=False))
+
+    with mock.patch.object(recover_step, "recover_lora", refused):
+        assert _build(prunec, quick, tmp_path, LORA).returncode == 0
+    weights = "model.safetensors"
+    assert hashes(tmp_path)[weights] == hashes(plain)[weights]
 
 
 @pytest.mark.parametrize("held_out", [None, {"kind": "text", "files": ["fit-*.txt"]}])

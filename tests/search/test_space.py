@@ -173,3 +173,15 @@ def test_a_start_on_the_paths_of_another_centre_is_legal_and_of_the_size_asked_f
         assert all(s in path for s, path in zip(found.shapes, space.paths, strict=True))
         assert_legal(budget, found)
         assert budget.fits(found)
+
+
+def test_a_start_far_from_its_shapes_has_its_widths_made_to_fit() -> None:
+    """All layers lose most of their attention, more than a step of every MLP makes good."""
+    facts = facts_of(intermediate_size=320)
+    budget = Budget(facts, 0.25, 4, False, rules_of(facts, False))
+    wanted = Candidate.of(budget.uniform_layout())
+    space = Space.within(budget, (((8, 4), (2, 1), (0, 0)),) * facts.layers)
+    assert wanted.shapes[0] not in space.paths[0]
+    found = space.reachable(wanted, 4, np.random.default_rng(0))
+    assert found is not None and budget.fits(found)
+    assert all(shape in space.paths[0] for shape in found.shapes)
