@@ -13,7 +13,6 @@ import json
 import math
 import statistics
 import sys
-import sysconfig
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from builds import QUICKSTART, ROOT, Build, BuildFailedError, build, spread
-from texts import judged_on_prose
+from texts import judged_on_prose, listed, prose
 
 from prunec.compiler.plan import digest
 
@@ -140,9 +139,11 @@ def run(
 
 
 def _key(model: str, settings: Sequence[str]) -> str:
-    """What decides a result, wherever the project and the packages lie."""
-    site = sysconfig.get_paths()["purelib"]
-    return digest([model, [s.replace(site, "") for s in settings if "model.source" not in s]])[:20]
+    """What decides a result, wherever the project lies and whatever packages the prose is of."""
+    named = [s for s in settings if not s.startswith("model.source=")]
+    for half, files in zip(("fitting", "judging"), prose(), strict=True):
+        named = [s.replace(listed(files), f"{half} prose") for s in named]
+    return digest([model, named])[:20]
 
 
 def _result(

@@ -82,27 +82,32 @@ def best_so_far(result: Result) -> list[float]:
 
 
 def draw(results: list[Result], path: Path) -> None:
-    """Median best-so-far over seeds, one panel a sparsity."""
-    tuned = [result for result in results if result.details]
-    sparsities = list(dict.fromkeys(result.sparsity for result in tuned))
-    if not tuned:
-        return
-    figure, panels = plt.subplots(
-        1, len(sparsities), figsize=(5 * len(sparsities), 4), squeeze=False
-    )
-    for panel, sparsity in zip(panels[0], sparsities, strict=True):
-        for name in dict.fromkeys(result.contestant for result in tuned):
-            curves = [
-                best_so_far(r) for r in tuned if r.contestant == name and r.sparsity == sparsity
-            ]
-            if curves:
-                median = [statistics.median(at) for at in zip(*curves, strict=False)]
-                style = "-" if name.endswith("tpe") else "--"
-                panel.plot(range(1, len(median) + 1), median, style, label=name)
-        panel.set(title=f"{sparsity:.0%} removed", xlabel="trials", ylabel="best, held-out text")
-    panels[0][-1].legend(fontsize=7)
+    """Median best-so-far over seeds by both samplers: a row for what is tuned, a column for what is
+    removed."""
+    tuned: dict[tuple[str, str, float], list[list[float]]] = {}
+    for result in results:
+        if result.details:
+            inner, _, sampler = result.contestant.rpartition(", ")
+            curves = tuned.setdefault((inner, sampler, result.sparsity), [])
+            curves.append(best_so_far(result))
+    rows, samplers, columns = (list(dict.fromkeys(key)) for key in zip(*tuned, strict=True))
+    size = 5 * len(columns), 3.2 * len(rows)
+    figure, panels = plt.subplots(len(rows), len(columns), figsize=size, squeeze=False)
+    for row, inner in zip(panels, rows, strict=True):
+        for panel, sparsity in zip(row, columns, strict=True):
+            lowest = []
+            for sampler in samplers:
+                if curves := tuned.get((inner, sampler, sparsity), []):
+                    median = [statistics.median(at) for at in zip(*curves, strict=True)]
+                    panel.plot(range(1, len(median) + 1), median, label=sampler)
+                    lowest.append(median[-1])
+            if lowest:  # what the first trials have says nothing of the end
+                panel.set_ylim(0.95 * min(lowest), 1.3 * min(lowest))
+            panel.set(title=f"{inner}, {sparsity:.0%} removed", xlabel="trials")
+            panel.set_ylabel("best, held-out text")
+            panel.legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -111,7 +116,8 @@ def main() -> None:
     parser.add_argument("--best", default="obs", help="the best single metric")
     arguments = parser.parse_args()
     results = run(arguments, contestants(arguments.trials, arguments.best), kept)
-    draw(results, arguments.work / "tuning.png")
+    if any(result.details for result in results):
+        draw(results, arguments.work / "tuning.png")
     print(table(results))
 
 

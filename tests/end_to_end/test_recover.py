@@ -20,7 +20,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from prunec.compiler import preflight
-from prunec.compiler.steps import recover as recover_step
+from prunec.compiler.recovery.lora import recover_lora
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Hashes = Callable[[Path], dict[str, str]]
@@ -153,14 +153,13 @@ def test_what_the_judge_does_not_keep_is_not_written_though_training_changed_it(
     quick: Path, plain: Path, prunec: Run, hashes: Hashes, tmp_path: Path
 ) -> None:
     """As where the gain is lost in rounding to the dtype that is written."""
-    trained = recover_step.recover_lora
 
     def refused(*args: Any, **options: Any) -> Any:
-        found = trained(*args, **options)
+        found = recover_lora(*args, **options)
         assert found.result.kept
         return replace(found, result=replace(found.result, kept=False))
 
-    with mock.patch.object(recover_step, "recover_lora", refused):
+    with mock.patch("prunec.compiler.steps.recover.recover_lora", refused):
         assert _build(prunec, quick, tmp_path, LORA).returncode == 0
     weights = "model.safetensors"
     assert hashes(tmp_path)[weights] == hashes(plain)[weights]
