@@ -78,7 +78,7 @@ def make_problem(
     gram.diagonal().add_(0.1 * scale.square() * normal(size).exp())
     weight = normal(size, outputs) / size**0.5
     problem = normal_equations(GramStatistics(gram, None), weight, damping=0.01, dense_target=0.0)
-    return NormalEquations(problem.gram.to(dtype), problem.target.to(dtype))
+    return NormalEquations.of(problem.gram[:].to(dtype), problem.target.to(dtype))
 
 
 def timed(device: torch.device, action: Callable[[], T]) -> tuple[float, T]:
@@ -117,7 +117,7 @@ def published_level(problem: NormalEquations, inputs_left: int) -> Tensor:
     cost = weight.square().sum(dim=1) / inverse.diagonal()
     del inverse, weight
     kept = cost.topk(inputs_left).indices
-    factor = torch.linalg.cholesky(problem.gram[kept][:, kept])
+    factor = torch.linalg.cholesky(problem.gram[:][kept][:, kept])
     return torch.cholesky_solve(problem.target[kept], factor)
 
 
@@ -148,7 +148,7 @@ def run_once(problem: NormalEquations, device: torch.device) -> Repeat:
     curve_seconds, solution = timed(device, curve)
     weights_seconds, (kept, weight) = timed(device, lambda: solution.weight(size // 2))
     highest = peak(device)
-    misfit = problem.gram[kept][:, kept] @ weight - problem.target[kept]
+    misfit = problem.gram[:][kept][:, kept] @ weight - problem.target[kept]
     residual = float(misfit.norm() / problem.target[kept].norm())
     print(f"relative residual of the weights at {size // 2}: {residual:.1e}", file=sys.stderr)
     return Repeat(inverse, order_seconds, curve_seconds, weights_seconds, inverse_peak, highest)
@@ -229,7 +229,7 @@ def main() -> None:
         f"Gram of {arguments.size:,} inputs, {arguments.outputs:,} outputs, {arguments.dtype}, "
         f"{arguments.repeats} interleaved repeats: median (range). {hardware(device)}.\n"
     )
-    print(table(repeats, published, problem.gram.nbytes))
+    print(table(repeats, published, problem.gram[:].nbytes))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ LENGTH, STEP_SHARE, TOP_K = 256, 0.125, 512
 class Supernet:
     """The memory of a walk that keeps every size of every layer."""
 
+    with_nested = True
+
     def __init__(self) -> None:
         self.layers: list[NestedLayer] = []
 

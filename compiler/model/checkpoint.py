@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -15,7 +15,10 @@ from torch import Tensor
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.headers import INDEX, SINGLE
-from prunec.compiler.model.layout import dense_layout, norm_shapes, projection_shapes
+from prunec.compiler.model.layout import LayerSpec, dense_layout, norm_shapes, projection_shapes
+
+#: Values that are looked at together.
+_PIECE = 2**24
 
 
 class Checkpoint:
@@ -27,22 +30,31 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, as stored, in memory of its own. ModelError if it holds a NaN or infinity."""
+        return self._read(name, torch.clone)
+
+    def rows(self, name: str, rows: Tensor) -> Tensor:
+        """Some rows of a matrix, as `tensor` gives it whole; the others are not read."""
+        return self._read(name, lambda matrix: matrix[rows])
+
+    def _read(self, name: str, copy: Callable[[Tensor], Tensor]) -> Tensor:
         info = self.facts.tensors[name]
         try:
             with safe_open(self.folder / info.shard, framework="pt") as shard:
-                tensor: Tensor = shard.get_tensor(name).clone()
+                tensor = copy(shard.get_tensor(name))  # the file is mapped, and may go
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{self.folder / info.shard} cannot be read: {error}") from None
-        if not torch.isfinite(tensor).all():
+        # In pieces: the check takes twice the memory of what it looks at.
+        if not all(torch.isfinite(piece).all() for piece in tensor.flatten().split(_PIECE)):
             raise ModelError(f"{self.folder}: {name} holds a NaN or an infinity")
         return tensor
 
-    def layer(self, index: int) -> dict[str, Tensor]:
+    def layer(self, index: int, having: LayerSpec | None = None) -> dict[str, Tensor]:
         """The tensors of one decoder layer that its config calls for, named relative to it.
 
-        Others are left alone, such as the rotary buffers that early Llama checkpoints hold.
+        Others are left alone, such as the rotary buffers that early Llama checkpoints hold; and
+        those of a sublayer that a spec, if there is one, does not have.
         """
-        spec = dense_layout(self.facts)[index]
+        spec = having or dense_layout(self.facts)[index]
         names = projection_shapes(self.facts, spec) | norm_shapes(self.facts, spec)
         in_layer = self.facts.family.in_layer
         return {name: self.tensor(in_layer(index, name)) for name in sorted(names)}

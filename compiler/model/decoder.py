@@ -16,9 +16,11 @@ from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import LayerSpec
 from prunec.compiler.model.modeling import classes_of
 from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
+from prunec.compiler.model.placement import ROOMY, Placement
+from prunec.compiler.model.states import HiddenStates
 
-#: Tokens of one forward pass. Small enough for a laptop, large enough for full matrix products.
-BATCH_TOKENS = 8192
+#: Logits that are alive at once.
+LOGIT_BYTES = 2**27
 
 
 class Decoder:
@@ -27,11 +29,18 @@ class Decoder:
     Hidden states are [windows, length, hidden_size]; windows have no padding.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        placement: Placement = ROOMY,
+    ) -> None:
         self.checkpoint = checkpoint
         self.facts = checkpoint.facts
         self.dtype = dtype
         self.device = device
+        self.placement = placement
         self._classes = classes_of(self.facts.family.model_type)
         try:
             self._config = dense_config(self.facts)
@@ -42,20 +51,25 @@ class Decoder:
             raise ModelError(f"config.json makes no model: {error}") from error
         # What every layer is given beside hidden states, by the length of the windows.
         self._given: dict[int, list[dict[str, Any]]] = {}
-        family = self.facts.family
-        inner = self._shell.model
-        inner.embed_tokens.weight = self._load(family.embedding)
-        inner.norm.weight = self._load(family.final_norm)
-        tied = self.facts.tied
-        self._head = inner.embed_tokens.weight if tied else self._load(family.head)
+        # The embedding, the head and the last norm, by name, while they are in memory.
+        self._vocabulary: dict[str, nn.Parameter] = {}
 
     def _load(self, name: str) -> nn.Parameter:
-        tensor = self.checkpoint.tensor(name).to(self.device, self.dtype)
-        return nn.Parameter(tensor, requires_grad=False)
+        if name not in self._vocabulary:
+            tensor = self.checkpoint.tensor(name).to(self.device, self.dtype)
+            self._vocabulary[name] = nn.Parameter(tensor, requires_grad=False)
+        return self._vocabulary[name]
 
-    def layer_tensors(self, index: int) -> dict[str, Tensor]:
-        """A dense layer's tensors at the dtype and on the device of the forward pass."""
-        tensors = self.checkpoint.layer(index)
+    def release(self) -> None:
+        """Let go of the embedding and the head, unless they are to stay; what needs them next reads
+        them again."""
+        if not self.placement.vocabulary_stays:
+            self._vocabulary.clear()
+
+    def layer_tensors(self, index: int, having: LayerSpec | None = None) -> dict[str, Tensor]:
+        """A dense layer's tensors at the dtype and on the device of the forward pass; where there
+        is a spec, those of the sublayers that it has."""
+        tensors = self.checkpoint.layer(index, having)
         return {name: t.to(self.device, self.dtype) for name, t in tensors.items()}
 
     def layer(
@@ -73,15 +87,43 @@ class Decoder:
         return layer
 
     def batches(self, windows: int, length: int) -> Iterator[slice]:
-        """Slices over windows of about BATCH_TOKENS tokens each."""
-        size = max(1, BATCH_TOKENS // length)
+        """Slices over windows of about as many tokens as one forward pass takes."""
+        yield from self._slices(windows, self.placement.batch_tokens // length)
+
+    def few(self, windows: int, length: int) -> Iterator[slice]:
+        """Slices over so few windows that the logits of one slice may be alive at once."""
+        yield from self._slices(windows, LOGIT_BYTES // (4 * length * self.facts.vocab_size))
+
+    def _slices(self, windows: int, size: int) -> Iterator[slice]:
+        size = max(1, size)
         for start in range(0, windows, size):
             yield slice(start, min(start + size, windows))
 
     def embed(self, ids: Tensor) -> Tensor:
         """[windows, length] → hidden states."""
-        hidden: Tensor = self._shell.model.embed_tokens(ids.to(self.device))
+        family, embed = self.facts.family, self._shell.model.embed_tokens
+        ids = ids.to(self.device)
+        if self.placement.vocabulary_stays or family.embedding in self._vocabulary:
+            embed.weight = self._load(family.embedding)
+        else:  # of a vocabulary of its own, the tokens that occur
+            tokens, ids = ids.unique(return_inverse=True)
+            rows = self.checkpoint.rows(family.embedding, tokens.cpu())
+            embed.weight = nn.Parameter(rows.to(self.device, self.dtype), requires_grad=False)
+        hidden: Tensor = embed(ids)
+        embed.weight = None
         return hidden
+
+    def states(self, windows: int, length: int) -> HiddenStates:
+        """Room for the hidden states of so many windows, where the placement has it."""
+        shape = (windows, length, self.facts.hidden_size)
+        return HiddenStates(shape, self.dtype, self.device, self.placement)
+
+    def embedded(self, ids: Tensor) -> HiddenStates:
+        """[windows, length] → hidden states of all of them, batch by batch."""
+        states = self.states(*ids.shape)
+        for batch in self.batches(*ids.shape):
+            states[batch] = self.embed(ids[batch])
+        return states
 
     def attend(self, layer: PerLayerDecoderLayer, hidden: Tensor) -> Tensor:
         """Hidden states after a layer's attention and its residual sum."""
@@ -91,9 +133,23 @@ class Decoder:
         """Hidden states after a layer's MLP and its residual sum."""
         return layer.feed(hidden)
 
+    @property
+    def head(self) -> Tensor:
+        """[vocab_size, hidden_size]: what turns normed hidden states into logits."""
+        return self._load(
+            self.facts.family.embedding if self.facts.tied else self.facts.family.head
+        )
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """The last norm of hidden states."""
+        norm = self._shell.model.norm
+        norm.weight = self._load(self.facts.family.final_norm)
+        normed: Tensor = norm(hidden)
+        return normed
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[windows, length, hidden_size] → [windows, length, vocab_size], float32."""
-        logits: Tensor = (self._shell.model.norm(hidden) @ self._head.T).float()
+        logits: Tensor = (self.normed(hidden) @ self.head.T).float()
         cap = getattr(self._config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -143,8 +199,8 @@ def given_to_layers(
     before, inner.config.num_hidden_layers = inner.layers, count
     inner.layers = nn.ModuleList([Note() for _ in range(count)])
     try:
-        weight = inner.norm.weight
-        hidden = torch.zeros(1, length, config.hidden_size, dtype=dtype, device=weight.device)
+        device = inner.norm.weight.device
+        hidden = torch.zeros(1, length, config.hidden_size, dtype=dtype, device=device)
         inner(inputs_embeds=hidden, use_cache=False)
     finally:
         inner.layers, inner.config.num_hidden_layers = before, 0

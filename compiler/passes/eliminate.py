@@ -29,9 +29,10 @@ PANEL = 128
 
 
 def channel_order(
-    problem: NormalEquations, panel: int = PANEL, *, first_order: float = 0.0
+    problem: NormalEquations, panel: int = PANEL, *, first_order: float = 0.0, fewest: int = 0
 ) -> Tensor:
-    """[d_in]: single inputs (FFN neurons), most important first.
+    """[d_in]: single inputs (FFN neurons), most important first. The `fewest` that always stay come
+    in no order, and take no work.
 
     The cost of input p is `M_pp / A_pp` with `M = W Wᵀ`, and `2 first_order N_pp` with `N = W Gᵀ`.
     With the pivot's columns `a` of A and `m` of M and its row `n` of N, removing it takes `u uᵀ`
@@ -49,11 +50,11 @@ def channel_order(
     del weight
     alive = torch.arange(len(inverse), device=inverse.device)
     order = torch.empty_like(alive)
-    while len(alive):
-        count = min(panel, len(alive))
+    while len(alive) > fewest:
+        count = min(panel, len(alive) - fewest)
         left = len(alive) - count
         # Exactly, A_pp never falls below 1 / H_pp; with rounding it must not either.
-        floor = problem.gram.diagonal()[alive].reciprocal()
+        floor = problem.diagonal[alive].reciprocal()
         pivots, pending = _choose_panel(matrices, count, floor, first_order)
         order[left : len(alive)] = alive[pivots].flip(0)
         # The units behind `left` that stay take the places of those before it that go. What is
@@ -71,6 +72,7 @@ def channel_order(
         matrices[1].addmm_(torch.cat([u, v]).T, torch.cat([v, u]), alpha=-1)
         if r:
             matrices[2].addmm_(u.T, r[0], alpha=-1)
+    order[: len(alive)] = alive
     return order
 
 
@@ -177,7 +179,7 @@ def head_path(
 
 
 def _inverse_and_weight(problem: NormalEquations) -> tuple[Tensor, Tensor]:
-    factor = cholesky(problem.gram)
+    factor = problem.factor()
     weight = torch.cholesky_solve(problem.target, factor)
     # LAPACK fills columns; of a symmetric matrix, the transpose is the same with whole rows.
     return torch.cholesky_inverse(factor).T.contiguous(), weight

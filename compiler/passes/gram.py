@@ -9,35 +9,43 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from prunec.compiler.model.decoder import Decoder
+from prunec.compiler.model.states import HiddenStates
 from prunec.compiler.passes.least_squares import GramStatistics
 
 
 @dataclass
 class Streams:
-    """Hidden states of all calibration windows at one depth, [windows, length, hidden_size].
+    """Hidden states of all calibration windows at one depth.
 
     pruned: as the model computes them whose layers so far are pruned
     dense:  as the dense model computes them; None where nothing is fitted to those
     """
 
-    pruned: Tensor
-    dense: Tensor | None
+    pruned: HiddenStates
+    dense: HiddenStates | None
 
     @classmethod
     def start(cls, decoder: Decoder, ids: Tensor, *, with_dense: bool) -> Streams:
-        hidden = decoder.embed(ids)
-        return cls(hidden, hidden.clone() if with_dense else None)
+        pruned, dense = decoder.states(*ids.shape), None
+        if with_dense:
+            dense = decoder.states(*ids.shape)
+        for batch in decoder.batches(*ids.shape):
+            pruned[batch] = embedded = decoder.embed(ids[batch])
+            if dense is not None:
+                dense[batch] = embedded
+        return cls(pruned, dense)
 
 
-def advance(decoder: Decoder, hidden: Tensor, sublayer: Callable[[Tensor], Tensor]) -> None:
+def advance(decoder: Decoder, hidden: HiddenStates, sublayer: Callable[[Tensor], Tensor]) -> None:
     """Send hidden states through a sublayer, batch by batch, in place."""
     for batch in decoder.batches(*hidden.shape[:2]):
         hidden[batch] = sublayer(hidden[batch])
 
 
-def energy(hidden: Tensor) -> float:
+def energy(hidden: HiddenStates) -> float:
     """Sum of squares over all hidden states."""
-    return float(sum(window.float().square().sum().double() for window in hidden))
+    windows = (hidden[number : number + 1] for number in range(len(hidden)))
+    return float(sum(window.float().square().sum().double() for window in windows))
 
 
 def gram_statistics(
@@ -61,13 +69,14 @@ def gram_statistics(
     hook = projection.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
     try:
         for batch in decoder.batches(*streams.pruned.shape[:2]):
-            seen.clear()
             missing = None
             behind = sublayer(streams.pruned[batch])
+            inputs = seen.pop()
             if streams.dense is not None:
-                streams.dense[batch] = sublayer(streams.dense[batch])
-                missing = (streams.dense[batch].float() - behind.float()).flatten(0, 1)
-            statistics.add(seen[0], missing)
+                streams.dense[batch] = dense = sublayer(streams.dense[batch])
+                missing = (dense.float() - behind.float()).flatten(0, 1)
+                seen.clear()
+            statistics.add(inputs, missing)
     finally:
         hook.remove()
     return statistics

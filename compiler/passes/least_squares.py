@@ -10,19 +10,26 @@ the squared error grows over that of all inputs by `sum of B[k:]**2`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from prunec.compiler.model.errors import ModelError
+from prunec.compiler.model.scratch import FileTensor
+
+#: Rows of a large matrix that are worked on together, where all of them would need a second one.
+_BLOCK = 1024
 
 
 @dataclass
 class GramStatistics:
     """Sums over calibration tokens for one linear map, float64.
 
-    own:     [d_in, d_in]  X̂ᵀX̂, of inputs as the pruned model sees them
+    own:     [d_in, d_in]  X̂ᵀX̂, of inputs as the pruned model sees them; its lower triangle counts
     missing: [d_in, d_out] X̂ᵀD, where D is what the stream behind the sublayer lacks: the dense
              model's less the pruned one's, were this sublayer still dense; None where nothing
              is fitted to it
@@ -43,17 +50,53 @@ class GramStatistics:
     def add(self, inputs: Tensor, missing: Tensor | None) -> None:
         """Add a batch, [tokens, d_in] and [tokens, d_out]: float32 products, float64 sums."""
         inputs = inputs.float()
-        self.own += inputs.T @ inputs
+        for rows in _blocks(len(self.own)):
+            self.own[rows, : rows.stop] += inputs[:, rows].T @ inputs[:, : rows.stop]
         if self.missing is not None and missing is not None:
             self.missing += inputs.T @ missing.float()
 
 
+def _blocks(size: int) -> Iterator[slice]:
+    for start in range(0, size, _BLOCK):
+        yield slice(start, min(start + _BLOCK, size))
+
+
 @dataclass(frozen=True)
 class NormalEquations:
-    """gram: [d_in, d_in], symmetric positive definite; target: [d_in, d_out]; float64."""
+    """gram: [d_in, d_in], symmetric positive definite, in memory or in a file; diagonal: [d_in],
+    its own; target: [d_in, d_out]; float64."""
 
-    gram: Tensor
+    gram: Tensor | FileTensor
+    diagonal: Tensor
     target: Tensor
+
+    @classmethod
+    def of(cls, gram: Tensor, target: Tensor) -> NormalEquations:
+        return cls(gram, gram.diagonal().clone(), target)
+
+    def in_file(self, scratch: Path) -> NormalEquations:
+        """The same with the Gram matrix in a file: for its inverse there is then more room."""
+        gram = FileTensor(self.gram.shape, torch.float64, scratch)
+        for rows in _blocks(len(gram)):
+            gram[rows] = self.gram[rows]
+        return replace(self, gram=gram)
+
+    def factor(self) -> Tensor:
+        """The lower Cholesky factor of the Gram matrix. ModelError, see `cholesky`."""
+        return cholesky(self.gram[:].to(self.target.device))
+
+    def factor_among(self, inputs: Tensor) -> Tensor:
+        """The lower Cholesky factor for some inputs, in their order. ModelError, see `cholesky`."""
+        if isinstance(self.gram, Tensor):
+            return cholesky(self.gram[inputs][:, inputs])
+        place = torch.full((len(self.gram),), -1)
+        place[inputs.cpu()] = torch.arange(len(inputs))
+        among = self.target.new_empty(len(inputs), len(inputs))
+        for rows in _blocks(len(self.gram)):
+            wanted = (place[rows] >= 0).nonzero()[:, 0]
+            block = self.gram[rows].to(among.device)[wanted.to(among.device)]
+            among[place[rows][wanted].to(among.device)] = block[:, inputs]
+        return cholesky(among)
 
 
 def normal_equations(
@@ -65,14 +108,17 @@ def normal_equations(
     0 the pruned path is taken for right, at 1 the sublayer tries to lead the whole stream back to
     the dense model's, whatever the layers before it have lost. Damping is relative to the mean
     diagonal of the Gram matrix and pulls towards `weight`, so that dead inputs and rank-deficient
-    Grams are harmless.
+    Grams are harmless. These matrices are large: the statistics' own becomes the problem's.
 
     Source: Týr-the-Pruner (arXiv 2503.09657) for the symmetric problem at r = 0; the stream as
     target ours.
     """
-    own = (statistics.own + statistics.own.T).div_(2)
+    own = statistics.own
+    for rows in _blocks(len(own)):
+        own[: rows.start, rows] = own[rows, : rows.start].T
+        own[rows, rows] = (own[rows, rows] + own[rows, rows].T).div_(2)
     sums = [own] if statistics.missing is None else [own, statistics.missing]
-    if not all(torch.isfinite(matrix).all() for matrix in sums):
+    if not all(matrix.sum().isfinite() for matrix in sums):
         raise ModelError("a NaN or an infinity appeared in the activations of the calibration text")
     weight = weight.to(torch.float64)
     mean = own.diagonal().mean()
@@ -81,8 +127,8 @@ def normal_equations(
     target = (own @ weight).addcmul_(weight, ridge)
     if statistics.missing is not None:
         target.add_(statistics.missing, alpha=dense_target)
-    own.diagonal().add_(ridge)  # in place: these matrices are large
-    return NormalEquations(own, target)
+    own.diagonal().add_(ridge)
+    return NormalEquations.of(own, target)
 
 
 def cholesky(gram: Tensor) -> Tensor:
@@ -97,21 +143,28 @@ def cholesky(gram: Tensor) -> Tensor:
     return factor
 
 
+class Rows(Protocol):
+    """A matrix that gives some of its rows: a tensor, or one that lies in a file."""
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class NestedSolution:
     """Least-squares weights for every prefix of `order` (inputs, most important first).
 
-    order: [d_in] int64; factor: [d_in, d_in] lower triangular; projected: [d_in, d_out].
+    order: [d_in] int64, or fewer where the others never stay; factor: [d_in, d_in] lower
+    triangular; projected: [d_in, d_out]. The latter two are read as they are needed.
     """
 
     order: Tensor
-    factor: Tensor
-    projected: Tensor
+    factor: Rows
+    projected: Rows
 
     @classmethod
     def solve(cls, problem: NormalEquations, order: Tensor) -> NestedSolution:
-        """Factorise once for all sizes. `order` is a permutation of the inputs."""
-        factor = cholesky(problem.gram[order][:, order])
+        """Factorise once for all sizes. `order`: a permutation of the inputs, or its beginning."""
+        factor = problem.factor_among(order)
         projected = torch.linalg.solve_triangular(factor, problem.target[order], upper=False)
         return cls(order, factor, projected)
 
@@ -120,15 +173,19 @@ class NestedSolution:
 
         The inputs come in ascending order and the weights' rows with them.
         """
-        if size == 0:
-            return self.order[:0], self.projected[:0]
-        solved = torch.linalg.solve_triangular(
-            self.factor[:size, :size].T, self.projected[:size], upper=True
-        )
-        inputs, rows = self.order[:size].sort()
-        return inputs, solved[rows]
+        weights = self.projected[:size].to(self.order.device, copy=True)
+        # Back substitution: rows that are solved for leave the equations of those above them.
+        for rows in reversed([*_blocks(size)]):
+            factor = self.factor[rows].to(weights.device)
+            square, above = factor[:, rows], factor[:, : rows.start]
+            weights[rows] = torch.linalg.solve_triangular(square.T, weights[rows], upper=True)
+            weights[: rows.start].addmm_(above.T, weights[rows], alpha=-1)
+        inputs, places = self.order[:size].sort()
+        return inputs, weights[places]
 
     def excess_errors(self) -> Tensor:
         """[d_in + 1]: for every size, the squared error beyond that of keeping all inputs."""
-        tail = self.projected.square().sum(dim=1).flip(0).cumsum(0).flip(0)
+        blocks = _blocks(len(self.order))
+        errors = torch.cat([self.projected[rows].square().sum(dim=1) for rows in blocks])
+        tail = errors.flip(0).cumsum(0).flip(0)
         return torch.cat([tail, tail.new_zeros(1)])

@@ -47,8 +47,9 @@ class Ranking(Protocol):
         """The attention shapes of a layer from dense to none, those of `waypoints` among them."""
         ...
 
-    def channels(self, index: int, problem: NormalEquations) -> Tensor:
-        """[MLP width]: neurons of a layer, most important first."""
+    def channels(self, index: int, problem: NormalEquations, fewest: int) -> Tensor:
+        """[MLP width]: neurons of a layer, most important first; the first `fewest` in any order,
+        since all of them stay."""
         ...
 
 
@@ -73,12 +74,18 @@ class LeastCost:
             first_order=self.first_order,
         )
 
-    def channels(self, index: int, problem: NormalEquations) -> Tensor:
-        return channel_order(problem, first_order=self.first_order)
+    def channels(self, index: int, problem: NormalEquations, fewest: int) -> Tensor:
+        return channel_order(problem, first_order=self.first_order, fewest=fewest)
 
 
 class LayerMemory(Protocol):
-    """Where finished layers are kept, so that a walk that was stopped goes on."""
+    """Where finished layers are kept, so that a walk that was stopped goes on.
+
+    with_nested: whether every size of a layer is wanted; else it is solved for the layout's only
+    """
+
+    @property
+    def with_nested(self) -> bool: ...
 
     def load(self, index: int) -> CutLayer | None: ...
 
@@ -111,7 +118,16 @@ def prune_sequentially(
         if cut is None:
             path = waypoints or [(spec.query_heads, spec.kv_heads)]
             nested = _solve_layer(
-                decoder, index, tensors, dense, streams, spec, solver, ranking, path
+                decoder,
+                index,
+                tensors,
+                dense,
+                streams,
+                spec,
+                solver,
+                ranking,
+                path,
+                every_size=memory.with_nested,
             )
             cut = nested.cut(decoder.facts, tensors, spec)
             memory.save(index, nested, cut)
@@ -136,8 +152,10 @@ def _solve_layer(
     solver: Solver,
     ranking: Ranking,
     waypoints: Sequence[Shape],
+    *,
+    every_size: bool,
 ) -> NestedLayer:
-    """Statistics, order and factorisation of a layer's two sublayers.
+    """Statistics, order and factorisation of a layer's two sublayers, for all sizes or for `spec`.
 
     Leaves the dense stream behind the layer and the pruned one behind its attention, so that the
     MLP's statistics are those of inputs that the layer's own pruned attention has shaped.
@@ -147,18 +165,25 @@ def _solve_layer(
     def local_problem(sublayer: Callable[[Tensor], Tensor], name: str) -> NormalEquations:
         statistics = gram_statistics(decoder, streams, sublayer, dense.get_submodule(name))
         weight = tensors[f"{name}.weight"].T
-        return normal_equations(
+        problem = normal_equations(
             statistics, weight, damping=solver.damping, dense_target=solver.dense_target
         )
+        if decoder.placement.matrices_in_file:
+            assert decoder.placement.scratch is not None
+            problem = problem.in_file(decoder.placement.scratch)
+        return problem
 
     problem = local_problem(partial(decoder.attend, dense), family.output)
     path = ranking.heads(index, problem, facts, waypoints)
-    solution = NestedSolution.solve(problem, path.order)
+    stay = path.order if every_size else path.order[: spec.query_heads * facts.head_dim]
+    solution = NestedSolution.solve(problem, stay)
     attention = NestedAttention(facts.head_dim, path, solution, energy(streams.pruned))
     cut = attention.cut(facts, tensors, (spec.query_heads, spec.kv_heads))
     pruned = decoder.layer(index, cut.selection.spec(facts.head_dim), cut.tensors)
     advance(decoder, streams.pruned, partial(decoder.attend, pruned))
 
     problem = local_problem(partial(decoder.feed, dense), family.down)
-    solution = NestedSolution.solve(problem, ranking.channels(index, problem))
+    fewest = 0 if every_size else spec.ffn
+    order = ranking.channels(index, problem, fewest)
+    solution = NestedSolution.solve(problem, order if every_size else order[:fewest])
     return NestedLayer(attention, NestedMLP(solution, energy(streams.pruned)))

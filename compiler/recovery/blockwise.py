@@ -18,9 +18,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from prunec.compiler.model.decoder import BATCH_TOKENS, Decoder
+from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.layout import dense_layout
 from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
+from prunec.compiler.model.states import HiddenStates
 from prunec.compiler.passes.gram import Streams, advance
 from prunec.compiler.passes.nested import CutLayer
 from prunec.compiler.recovery.judge import Judge, built, through
@@ -149,8 +150,8 @@ def relative_error(output: Tensor, target: Tensor) -> Tensor:
 def train_layer(
     decoder: Decoder,
     layer: PerLayerDecoderLayer,
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: HiddenStates | Tensor,
+    targets: HiddenStates | Tensor,
     settings: Settings,
     seed: int,
     on_tokens: Callable[[int], None] = lambda done: None,
@@ -172,7 +173,7 @@ def train_layer(
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
             total = 0.0
-            for some in batch.split(max(1, BATCH_TOKENS // length)):
+            for some in batch.split(max(1, decoder.placement.batch_tokens // length)):
                 with torch.enable_grad(), _precision(decoder):
                     output = through(decoder, layer, inputs[some].float())
                     error = relative_error(output, targets[some]).mean() * len(some) / len(batch)

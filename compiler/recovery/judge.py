@@ -13,6 +13,7 @@ from torch import Tensor
 from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.layout import dense_layout
 from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
+from prunec.compiler.model.states import HiddenStates
 from prunec.compiler.passes.gram import advance
 from prunec.compiler.passes.nested import CutLayer
 
@@ -26,19 +27,19 @@ class Judge:
 
     decoder: Decoder
     pruned: Callable[[int], CutLayer]
-    dense: Tensor
+    dense: HiddenStates
     before: float
 
     @classmethod
     def of(cls, decoder: Decoder, pruned: Callable[[int], CutLayer], held_out: Tensor) -> Judge:
-        dense = decoder.embed(held_out)
+        dense = decoder.embedded(held_out)
         for index, spec in enumerate(dense_layout(decoder.facts)):
             layer = decoder.layer(index, spec, decoder.layer_tensors(index))
             advance(decoder, dense, partial(through, decoder, layer))
         judge = cls(decoder, pruned, dense, math.nan)
-        return replace(judge, before=judge.divergence(decoder.embed(held_out), 0))
+        return replace(judge, before=judge.divergence(decoder.embedded(held_out), 0))
 
-    def divergence(self, hidden: Tensor, index: int) -> float:
+    def divergence(self, hidden: HiddenStates, index: int) -> float:
         """Mean KL(dense ‖ model) in nats per token, where pruned layers from `index` on follow the
         hidden states."""
         decoder, hidden = self.decoder, hidden.clone()

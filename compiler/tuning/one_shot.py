@@ -92,7 +92,7 @@ def solved(
     def problem(sublayer: SublayerStatistics, last: str) -> NormalEquations:
         assert sublayer.gram is not None  # collected for these methods
         weight = tensors[f"{last}.weight"].T
-        gram = GramStatistics(sublayer.gram, None)
+        gram = GramStatistics(sublayer.gram.double(), None)
         return normal_equations(gram, weight, damping=settings.damping, dense_target=0.0)
 
     attention = problem(statistics.attention, family.output)
@@ -100,6 +100,6 @@ def solved(
     mlp = problem(statistics.mlp, family.down)
     nested = NestedLayer(
         NestedAttention(facts.head_dim, path, NestedSolution.solve(attention, path.order), 0.0),
-        NestedMLP(NestedSolution.solve(mlp, ranking.channels(index, mlp)), 0.0),
+        NestedMLP(NestedSolution.solve(mlp, ranking.channels(index, mlp, 0)), 0.0),
     )
     return nested.cut(facts, tensors, spec)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from prunec.compiler.model import decoder as decoder_module
 from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.families import FAMILIES
 from prunec.compiler.model.folder import facts_from_folder
 from prunec.compiler.model.layout import LayerSelection, dense_layout
+from prunec.compiler.model.placement import Placement
 from prunec.compiler.model.surgery import slice_layer
 
 SMALL = {"layers": 3, "hidden": 32, "head_dim": 8, "ffn": 24}
@@ -156,10 +156,10 @@ def _mask(layer: Any, selection: LayerSelection, head_dim: int) -> None:
 
 
 def test_batches_cover_all_windows_once_and_no_more_tokens_than_asked(
-    tiny_llama: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    tiny_llama: Callable[..., Path],
 ) -> None:
-    decoder, _ = _open(tiny_llama(**SMALL))
-    monkeypatch.setattr(decoder_module, "BATCH_TOKENS", 50)
+    dense, _ = _open(tiny_llama(**SMALL))
+    decoder = Decoder(dense.checkpoint, dense.dtype, dense.device, Placement(batch_tokens=50))
     for windows, length in [(1, 7), (7, 7), (8, 7), (15, 7), (3, 50), (3, 51), (2, 400)]:
         batches = list(decoder.batches(windows, length))
         assert [w for batch in batches for w in range(windows)[batch]] == list(range(windows))

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from prunec.compiler.model import decoder as decoder_module
 from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.families import FAMILIES
 from prunec.compiler.model.folder import facts_from_folder
 from prunec.compiler.model.layout import dense_layout, rows_of
+from prunec.compiler.model.placement import ROOMY, Placement
 from prunec.compiler.passes.importance import collect as collect_module
 from prunec.compiler.passes.importance.collect import CollectedInfo, collect
 from prunec.compiler.passes.importance.statistics import LayerStatistics, mixed
@@ -37,8 +37,10 @@ def _fresh_numbers(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(request.param)
 
 
-def _decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    return Decoder(Checkpoint(folder, facts_from_folder(folder)), dtype, CPU)
+def _decoder(
+    folder: Path, dtype: torch.dtype = torch.float32, placement: Placement = ROOMY
+) -> Decoder:
+    return Decoder(Checkpoint(folder, facts_from_folder(folder)), dtype, CPU, placement)
 
 
 def _collect(
@@ -49,9 +51,10 @@ def _collect(
     *,
     gradients: bool,
     gram: bool = True,
+    placement: Placement = ROOMY,
 ) -> tuple[CollectedInfo, list[list[LayerStatistics]]]:
     memory = StoredStatistics(entry)
-    decoder = _decoder(folder)
+    decoder = _decoder(folder, placement=placement)
     info = collect(decoder, ids, groups, memory, with_gram=gram, with_gradients=gradients)
     layers = range(decoder.facts.layers)
     return info, [load_statistics(entry, layer, CPU) for layer in layers]
@@ -160,14 +163,15 @@ def test_sums_and_gradients_are_those_of_the_whole_model(
     model_type: str,
     tiny_family: Callable[..., Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(decoder_module, "BATCH_TOKENS", 20)  # several batches a group
     options = {"layers": 2, "ffn": 24, "biased": model_type in ("llama", "qwen2")}
     folder = tiny_family(model_type, **options)
     ids = torch.randint(0, 300, (4, 10))
     groups = [torch.tensor([3, 0, 1]), torch.tensor([2])]
-    info, layers = _collect(folder, ids, Entry(tmp_path), groups, gradients=True)
+    several_batches = Placement(batch_tokens=20)
+    info, layers = _collect(
+        folder, ids, Entry(tmp_path), groups, gradients=True, placement=several_batches
+    )
     reference = Reference(folder)
     assert info.losses is not None
     _close(info.losses, torch.stack(reference.losses(ids)).detach())

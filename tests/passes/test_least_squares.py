@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunec.compiler.model.errors import ModelError
+from prunec.compiler.passes import least_squares
 from prunec.compiler.passes.least_squares import (
     GramStatistics,
     NestedSolution,
@@ -125,7 +126,7 @@ def test_the_target_is_the_blend_of_both_paths_outputs(problem: Regression) -> N
     scale = 1 + np.abs(expected).max()
     np.testing.assert_allclose(equations.target.numpy(), expected, atol=1e-10 * scale)
     np.testing.assert_allclose(
-        equations.gram.numpy(),
+        equations.gram[:].numpy(),
         own + problem.ridge * np.eye(len(own)),
         atol=1e-12 * (1 + np.abs(own).max()),
     )
@@ -154,7 +155,10 @@ def test_inputs_that_are_all_zero_keep_their_weights_at_every_size() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_statistics_are_sums_over_batches_of_unrounded_products(dtype: torch.dtype) -> None:
+def test_statistics_are_sums_over_batches_of_unrounded_products(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(least_squares, "_BLOCK", 3)  # of seven rows
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(301, 7, generator=generator).to(dtype)
     missing = torch.randn(301, 3, generator=generator).to(dtype)
@@ -165,7 +169,12 @@ def test_statistics_are_sums_over_batches_of_unrounded_products(dtype: torch.dty
     inputs, missing = inputs.double(), missing.double()
     assert statistics.missing is not None
     assert statistics.own.dtype == statistics.missing.dtype == torch.float64
-    torch.testing.assert_close(statistics.own, inputs.T @ inputs, rtol=0, atol=1e-3)
+    own = inputs.T @ inputs
+    torch.testing.assert_close(statistics.own.tril(), own.tril(), rtol=0, atol=1e-3)
+    problem = normal_equations(statistics, torch.zeros(7, 3), damping=0.01, dense_target=0.0)
+    own.diagonal().add_(0.01 * own.diagonal().mean())
+    torch.testing.assert_close(problem.gram[:], own, rtol=0, atol=1e-3)
+    assert torch.equal(problem.gram[:], problem.gram[:].T)
     torch.testing.assert_close(statistics.missing, inputs.T @ missing, rtol=0, atol=1e-3)
 
 

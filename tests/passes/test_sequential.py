@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from prunec.compiler.model import decoder as decoder_module
 from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.folder import facts_from_folder
 from prunec.compiler.model.layout import LayerSpec, Layout, dense_layout, norm_shapes
 from prunec.compiler.model.layout import projection_shapes as shapes_of
+from prunec.compiler.model.placement import ROOMY, Placement
+from prunec.compiler.passes import least_squares
 from prunec.compiler.passes.nested import CutLayer, NestedLayer
 from prunec.compiler.passes.sequential import Solver, prune_sequentially
 
@@ -39,8 +41,11 @@ def _fresh_numbers(request: pytest.FixtureRequest) -> None:
 class Memory:
     """Keeps all layers; gives back those before `known` of an earlier walk."""
 
-    def __init__(self, known: dict[int, CutLayer] | None = None) -> None:
+    def __init__(
+        self, known: dict[int, CutLayer] | None = None, *, with_nested: bool = True
+    ) -> None:
         self.known = known or {}
+        self.with_nested = with_nested
         self.cuts: dict[int, CutLayer] = {}
         self.nested: dict[int, NestedLayer] = {}
 
@@ -51,8 +56,11 @@ class Memory:
         self.nested[index], self.cuts[index] = nested, cut
 
 
-def _decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    return Decoder(Checkpoint(folder, facts_from_folder(folder)), dtype, torch.device("cpu"))
+def _decoder(
+    folder: Path, dtype: torch.dtype = torch.float32, placement: Placement = ROOMY
+) -> Decoder:
+    checkpoint = Checkpoint(folder, facts_from_folder(folder))
+    return Decoder(checkpoint, dtype, torch.device("cpu"), placement)
 
 
 @torch.no_grad()
@@ -231,10 +239,11 @@ def test_every_size_of_a_layer_is_the_one_that_a_walk_to_it_would_give(
 
 @pytest.mark.parametrize("stopped_after", [0, 1, 2, 3])
 def test_a_walk_that_was_stopped_goes_on_to_the_same_bits(
-    tiny_llama: Callable[..., Path], stopped_after: int, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: Callable[..., Path], stopped_after: int
 ) -> None:
-    monkeypatch.setattr(decoder_module, "BATCH_TOKENS", 50)  # several batches
-    decoder = _decoder(tiny_llama(**SMALL, dtype="bfloat16"), torch.bfloat16)
+    several_batches = Placement(batch_tokens=50)
+    folder = tiny_llama(**SMALL, dtype="bfloat16")
+    decoder = _decoder(folder, torch.bfloat16, several_batches)
     ids, solver = torch.randint(0, 300, (7, 16)), Solver(0.01, 0.5)
     layout = _layout((2, 2, 13), (0, 0, 9), (2, 1, 7))
     whole = _walk(decoder, ids, layout, solver)
@@ -251,3 +260,52 @@ def test_a_walk_that_was_stopped_goes_on_to_the_same_bits(
         assert cut.tensors.keys() == whole.cuts[index].tensors.keys()
         for name, tensor in cut.tensors.items():
             assert torch.equal(tensor, whole.cuts[index].tensors[name]), name
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"tied": True}, {"kv_heads": 4}, {"biased": True}], ids=str
+)
+def test_what_lies_in_files_is_walked_to_the_same_bits(
+    tiny_llama: Callable[..., Path],
+    options: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(least_squares, "_BLOCK", 10)  # matrices come in several blocks
+    folder = tiny_llama(**SMALL, **options, dtype="bfloat16")
+    ids, solver = torch.randint(0, 300, (7, 16)), Solver(0.01, 0.5)
+    layout = _layout((4, 4 if "kv_heads" in options else 2, 13), (0, 0, 9), (0, 0, 0))
+    in_memory = Placement(batch_tokens=50)
+    in_files = replace(
+        in_memory,
+        vocabulary_stays=False,
+        states_in_file=True,
+        matrices_in_file=True,
+        scratch=tmp_path,
+    )
+    walked = [
+        _walk(_decoder(folder, torch.bfloat16, placement), ids, layout, solver)
+        for placement in (in_memory, in_files)
+    ]
+    for index, cut in walked[0].cuts.items():
+        assert cut.selection == walked[1].cuts[index].selection
+        for name, tensor in cut.tensors.items():
+            assert torch.equal(tensor, walked[1].cuts[index].tensors[name]), name
+    assert not list(tmp_path.iterdir())
+
+
+def test_solving_for_one_size_gives_what_solving_for_all_gives_at_it(
+    tiny_llama: Callable[..., Path],
+) -> None:
+    decoder = _decoder(tiny_llama(**SMALL))
+    ids, solver = torch.randint(0, 300, (8, 64)), Solver(0.01, 0.5)
+    layout = _layout((2, 2, 13), (2, 1, 9), (0, 0, 24))
+    every, one = Memory(), Memory(with_nested=False)
+    with torch.no_grad():
+        for memory in (every, one):
+            prune_sequentially(decoder, ids, layout, solver, memory)
+    for index, cut in every.cuts.items():
+        assert cut.selection == one.cuts[index].selection
+        for name, tensor in cut.tensors.items():
+            torch.testing.assert_close(one.cuts[index].tensors[name], tensor, rtol=1e-4, atol=1e-5)
+    assert len(one.nested[1].mlp.solution.factor) == 9

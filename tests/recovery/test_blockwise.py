@@ -17,9 +17,9 @@ from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.folder import facts_from_folder
 from prunec.compiler.model.layout import LayerSelection
+from prunec.compiler.model.placement import ROOMY, Placement
 from prunec.compiler.model.surgery import slice_layer
 from prunec.compiler.passes.nested import CutLayer
-from prunec.compiler.recovery import blockwise
 from prunec.compiler.recovery.blockwise import (
     BlockwiseRecovery,
     LayerRecovery,
@@ -55,8 +55,11 @@ class Memory:
         self.saved[index] = cut, recovery
 
 
-def _decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    return Decoder(Checkpoint(folder, facts_from_folder(folder)), dtype, torch.device("cpu"))
+def _decoder(
+    folder: Path, dtype: torch.dtype = torch.float32, placement: Placement = ROOMY
+) -> Decoder:
+    checkpoint = Checkpoint(folder, facts_from_folder(folder))
+    return Decoder(checkpoint, dtype, torch.device("cpu"), placement)
 
 
 def _cuts(decoder: Decoder, *selections: LayerSelection) -> list[CutLayer]:
@@ -139,10 +142,10 @@ def _adam(weights: dict[str, Tensor], steps: list[tuple[Tensor, Tensor]], rate: 
 
 
 def test_a_layer_is_trained_as_adam_does_on_gradients_of_a_float64_reference(
-    tiny_llama: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    tiny_llama: Callable[..., Path],
 ) -> None:
-    monkeypatch.setattr(blockwise, "BATCH_TOKENS", 32)  # a step's gradient comes in two parts
-    decoder = _decoder(tiny_llama())
+    # A step's gradient comes in two parts.
+    decoder = _decoder(tiny_llama(), placement=Placement(batch_tokens=32))
     cut = _cuts(decoder, HALF)[0]
     inputs, targets = torch.randn(12, 16, 64), torch.randn(12, 16, 64)
     targets[:, 0] *= 1000  # no single token decides

@@ -47,6 +47,8 @@ def _fresh_numbers(request: pytest.FixtureRequest) -> None:
 class Supernet:
     """The memory of a walk that keeps every size of every layer."""
 
+    with_nested = True
+
     def __init__(self) -> None:
         self.layers: list[NestedLayer] = []
 
@@ -107,7 +109,7 @@ def test_a_mixture_of_one_size_is_the_layout_of_that_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(relaxation_module, "GRADIENT_TOKENS", 2 * LENGTH)  # several passes
-    monkeypatch.setattr(relaxation_module, "LOGIT_BYTES", 1)
+    monkeypatch.setattr(decoder_module, "LOGIT_BYTES", 1)
     folder = tiny_llama(layers=LAYERS, hidden=32, head_dim=DIM, ffn=FFN, biased=True)
     lab = Lab(folder, getattr(torch, dtype))
     relaxation = lab.relaxation(_sites())
@@ -132,8 +134,7 @@ def _in_double(monkeypatch: pytest.MonkeyPatch) -> None:
         return normed
 
     def logits(self: Decoder, hidden: Tensor) -> Tensor:
-        normed: Tensor = self._shell.model.norm(hidden)
-        return normed @ self._head.T
+        return self.normed(hidden) @ self.head.T
 
     monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
     monkeypatch.setattr(decoder_module.Decoder, "logits", logits)
@@ -166,7 +167,7 @@ def test_slopes_are_what_small_changes_of_probabilities_do(
 def test_a_blend_of_solutions_is_as_bad_as_they_are_on_average() -> None:
     inputs = torch.randn(40, 12, dtype=torch.float64)
     gram, weight = inputs.T @ inputs, torch.randn(12, 3, dtype=torch.float64)
-    problem = NormalEquations(gram, gram @ weight)
+    problem = NormalEquations.of(gram, gram @ weight)
     solution = NestedSolution.solve(problem, torch.randperm(12))
     sizes = [0, 3, 4, 9, 12]
     probabilities = torch.rand(5, dtype=torch.float64).softmax(dim=0).numpy()

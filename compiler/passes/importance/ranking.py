@@ -33,13 +33,13 @@ class Chosen:
         chosen = self.selections[index]
         every = (tuple(range(facts.query_heads)), tuple(range(facts.kv_heads)))
         states = [every, (chosen.query_heads, chosen.kv_heads), ((), ())]
-        device = problem.gram.device
+        device = problem.target.device
         order = _first(chosen.query_heads, facts.query_heads, facts.head_dim).to(device)
         return HeadPath(tuple(dict.fromkeys(states)), order)
 
-    def channels(self, index: int, problem: NormalEquations) -> Tensor:
+    def channels(self, index: int, problem: NormalEquations, fewest: int) -> Tensor:
         neurons = self.selections[index].neurons
-        return _first(neurons, len(problem.gram), 1).to(problem.gram.device)
+        return _first(neurons, len(problem.target), 1).to(problem.target.device)
 
 
 def _first(kept: tuple[int, ...], units: int, size: int) -> Tensor:
