@@ -3,12 +3,21 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
+
 from prunec.compiler import driver
+from prunec.compiler.diagnostics import BuildError
+from prunec.compiler.model.placement import Placement
+from prunec.compiler.passes.workers import ALONE, Workers
 from prunec.compiler.planned import Planned, placed
 from prunec.compiler.preflight import check_measurable
 from prunec.compiler.progress import Narrator
+from prunec.compiler.recipe import Resources
+from prunec.compiler.resources import check_disk, due, placement_here
 from prunec.compiler.steps.context import Context
 from prunec.compiler.store import Store
 from prunec.validators.results import Report
@@ -32,14 +41,44 @@ def run(
     *,
     store: Store | None = None,
     fresh: bool = False,
+    workers: Workers = ALONE,
 ) -> Report:
     """Make what is missing and write it to `output`. Raises BuildError; `check` comes before it.
 
     name: the report's; command: what makes the same again; store: where results are kept, in
-    `output` if nothing else is said; fresh: forget what it holds. The model must have a checkpoint.
+    `output` if nothing else is said; fresh: forget what it holds; workers: who helps. The model
+    must have a checkpoint.
     """
+    store, device = store or Store(output / ".store"), device_of(planned.recipe.resources)
+    steps = planned.plan.steps if fresh else due(planned.plan, store)
+    # Of several GPUs each worker has its own.
+    gpu_memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    placement = placement_here(steps, planned.recipe.resources, gpu_memory=gpu_memory)
+    check_disk(planned.plan, placement, store, output)
+    context = _context(planned, output, store, device, placement, workers)
+    return driver.build(context, name, command, narrator, fresh=fresh)
+
+
+def follow(planned: Planned, output: Path, workers: Workers) -> None:
+    """Help the first worker with the same. BuildError, and WorkerLostError if that one is gone."""
+    store, device = Store(output / ".store"), device_of(planned.recipe.resources)
+    driver.follow(_context(planned, output, store, device, Placement(), workers))
+
+
+def _context(
+    planned: Planned,
+    output: Path,
+    store: Store,
+    device: torch.device,
+    placement: Placement,
+    workers: Workers,
+) -> Context:
     assert planned.subject.folder is not None  # subject_for_build has found it
-    context = Context(
+    if planned.recipe.resources.threads != "auto":
+        torch.set_num_threads(planned.recipe.resources.threads)
+    # The first worker's for all, so that a window is run beside the same others whoever runs it.
+    _, placed_so = workers.tell({}, asdict(replace(placement, scratch=None)), 0)
+    return Context(
         recipe=planned.recipe,
         recipe_text=planned.recipe_text,
         base=planned.path.parent,
@@ -47,6 +86,23 @@ def run(
         output=output,
         subject=planned.subject,
         plan=planned.plan,
-        store=store or Store(output / ".store"),
+        store=store,
+        device=device,
+        placement=Placement(**placed_so | {"scratch": store.root / "scratch"}),
+        workers=workers,
     )
-    return driver.build(context, name, command, narrator, fresh=fresh)
+
+
+def device_of(resources: Resources) -> torch.device:
+    """Where the work is done: of several GPUs, each worker of a machine has its own. BuildError for
+    a GPU that is not there."""
+    if resources.device == "cuda" and not torch.cuda.is_available():
+        raise BuildError(
+            "resources.device is cuda, and PyTorch finds no GPU",
+            hint="use auto or cpu, or install a PyTorch that is built for the GPU's driver",
+        )
+    if resources.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    number = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)

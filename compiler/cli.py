@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,6 +58,9 @@ def build(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ignore the results of earlier builds.")
     ] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine that share the work.")
+    ] = 1,
 ) -> None:
     """Make the model smaller, write it, judge it. Exit code 1 if a gate fails."""
     from prunec.compiler.planned import plan_recipe
@@ -67,6 +70,12 @@ def build(
     planned = plan_recipe(path, set_ or (), subject_for_build)
     destination = output or Path("build") / path.stem
     command = shlex.join(["prunec", "build", str(recipe), *_options(set_)])
+    if workers > 1:
+        with leaving_at_once():
+            from prunec.compiler.launcher import launch
+        flags = [*(["--json"] if as_json else []), *(["--fresh"] if fresh else [])]
+        again = ["build", str(recipe), "--output", str(destination), *_options(set_), *flags]
+        raise typer.Exit(launch(again, workers))
     _carry_out(planned, path.stem, command, destination, as_json=as_json, fresh=fresh)
 
 
@@ -186,25 +195,40 @@ def sweep(
 
 
 @app.command()
-def plan(recipe: RecipeArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    machine: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="Say how many hours it takes there, by a profile that `prunec profile --machine` "
+            "wrote, or a shipped one.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show what a build would do and cost, without reading a weight."""
+    from prunec.compiler.machine import Machine
     from prunec.compiler.plan_table import render_plan
     from prunec.compiler.planned import plan_recipe
     from prunec.compiler.subject import subject_for_plan
 
+    there = Machine.find(machine) if machine else None
     planned = plan_recipe(shipped.find(recipe), set_ or (), subject_for_plan)
     if as_json:
-        _print_json(planned.plan.as_dict())
+        hours = {s.name: there.hours(s.cost) for s in planned.plan.steps} if there else None
+        _print_json(planned.plan.as_dict() | ({"hours": hours} if hours else {}))
     else:
-        render_plan(planned.recipe, planned.subject, planned.plan, _stdout())
+        render_plan(planned.recipe, planned.subject, planned.plan, _stdout(), there)
 
 
 @app.command()
 def profile(
     model: Annotated[
-        Path,
+        Path | None,
         typer.Argument(metavar="RECIPE|MODEL", help="A recipe, a model's folder, or its hub id."),
-    ],
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -223,8 +247,20 @@ def profile(
         int, typer.Option(min=1, help="Tokens of a prefill, and in the cache when decoding.")
     ] = 512,
     repeats: Annotated[int, typer.Option(min=1, help="Samples of each part.")] = 30,
+    machine: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Measure the machine instead, for `prunec plan --machine`; takes --device only.",
+        ),
+    ] = None,
 ) -> None:
     """Measure what a model's layers take here at every size: the table of target.speedup."""
+    if machine:
+        _profile_machine(machine, device, model)
+        return
+    if model is None:
+        raise UserError(Diagnostic("profile needs a RECIPE or a MODEL, or --machine FILE"))
     from prunec.compiler.profile_command import is_model, request
 
     path = model if is_model(model) else shipped.find(model)
@@ -392,22 +428,59 @@ def main() -> None:
 
 def _carry_out(
     planned: Planned, name: str, command: str, output: Path, *, as_json: bool, fresh: bool
-) -> NoReturn:
-    """Run a plan, show its report and leave with the exit code of its gates."""
+) -> None:
+    """Run a plan, show its report and leave with the exit code of its gates. Of several workers the
+    first one does, and the others only help."""
     with leaving_at_once():
         from prunec.compiler import build_command
+        from prunec.compiler.launcher import telling_of_lost_workers
+        from prunec.compiler.passes.workers import joined
         from prunec.compiler.progress import Narrator
         from prunec.compiler.store import Store
         from prunec.validators.tables import render_table
 
-    build_command.check(planned, Store(output / ".store"), fresh=fresh)
-    narrator = Narrator(_stderr())
-    report = build_command.run(planned, name, command, output, narrator, fresh=fresh)
+    with telling_of_lost_workers(), joined() as workers:
+        if not workers.leads:
+            build_command.follow(planned, output, workers)
+            return
+        build_command.check(planned, Store(output / ".store"), fresh=fresh)
+        narrator = Narrator(_stderr())
+        report = build_command.run(
+            planned, name, command, output, narrator, fresh=fresh, workers=workers
+        )
     if as_json:
         _print_json(report.as_dict())
     else:
         render_table(report, _stdout(), output)
     raise typer.Exit(0 if report.passed else 1)
+
+
+def _profile_machine(destination: Path, device: str | None, model: Path | None) -> None:
+    """Write what this machine does in a second."""
+    if model is not None:
+        raise UserError(
+            Diagnostic("--machine measures no model", hint=f"leave out {shlex.quote(str(model))}")
+        )
+    if not destination.absolute().parent.is_dir():
+        raise UserError(Diagnostic(f"--machine: there is no folder {destination.parent}"))
+    with leaving_at_once():
+        from prunec.compiler.machine_profiler import profile_machine
+        from prunec.compiler.profiler import find_device
+        from prunec.compiler.progress import Narrator
+
+    folder = destination.absolute().parent
+    with Narrator(_stderr()).step("profile") as update:
+        measured = profile_machine(
+            destination.stem,
+            find_device(device),
+            folder,
+            on_progress=lambda done, of: update(done, of, "samples"),
+        )
+    try:
+        measured.save(destination)
+    except OSError as error:
+        raise BuildError(f"{destination} cannot be written: {error.strerror}") from None
+    _stderr().print(f"written to {destination}", highlight=False, soft_wrap=True)
 
 
 def _options(overrides: list[str] | None) -> Iterator[str]:

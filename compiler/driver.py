@@ -8,9 +8,7 @@ changes and written last.
 from __future__ import annotations
 
 import json
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +22,7 @@ from prunec.compiler.calibration.sources import SourceError
 from prunec.compiler.diagnostics import BuildError
 from prunec.compiler.measured import FinishedStep
 from prunec.compiler.model.errors import ModelError
+from prunec.compiler.peak import forget_peak, peak_rss_bytes
 from prunec.compiler.plan import Step
 from prunec.compiler.progress import Narrator
 from prunec.compiler.reporting import report_of
@@ -53,6 +52,9 @@ from prunec.validators.results import Report
 
 MANIFEST = "manifest.json"
 
+#: Kinds of steps that all workers do together; all others are the first one's.
+SHARED = ("supernet", "resolve", "search")
+
 _GO_ON = "finished steps are kept; put it right and run the same command again"
 
 
@@ -72,7 +74,9 @@ def build(
             if fresh:
                 context.store.clear()
             watch = Watch(context)
+            context.workers.tell({}, {"plan": context.plan.fingerprint}, 0)
             done = _run_all(context, narrator, watch)
+            context.workers.tell({}, {"step": None}, 0)
             report = report_of(context, name, command, done)
             _publish(context, name, report, done)
         append_step_summary(report)
@@ -147,6 +151,9 @@ def _run_all(context: Context, narrator: Narrator, watch: Watch) -> dict[str, Fi
                     break
             return done
         except LostResultError as lost:
+            if context.workers.size > 1:  # the others may be anywhere in the step that missed it
+                lost.entry.reopen()
+                raise BuildError(str(lost), hint="the same command makes it again") from None
             if lost.entry.folder in remade:
                 raise BuildError(str(lost), hint="check the disk; --fresh starts over") from None
             remade.add(lost.entry.folder)
@@ -174,11 +181,14 @@ def _run(
     if step.kind == "export":
         (context.output / MANIFEST).unlink(missing_ok=True)
     began = time.monotonic()
+    forget_peak()
     try:
         with narrator.step(label) as progress:
+            if step.kind in SHARED:
+                context.workers.tell({}, {"step": step.name}, 0)
             found = RUNNERS[step.kind](context, step, entry, progress)
         watch.check()
-        done = FinishedStep(found, time.monotonic() - began, _peak_rss_bytes(), reused=False)
+        done = FinishedStep(found, time.monotonic() - began, peak_rss_bytes(), reused=False)
         entry.finish(
             {"found": found, "seconds": done.seconds, "peak_rss_bytes": done.peak_rss_bytes}
         )
@@ -199,8 +209,34 @@ def _run(
         raise BuildError(f"{step.name}: tensors are not written: {reason}", hint=_GO_ON) from error
     except OSError as error:
         raise BuildError(f"{step.name}: {_os_sentence(error)}", hint=_GO_ON) from error
+    finally:
+        context.release()
     narrator.say(f"{label}: {_headline(step, found)} ({done.seconds:.1f} s)")
     return done
+
+
+def follow(context: Context) -> None:
+    """Do this worker's share of the steps that the first one begins, until it has ended them all.
+
+    BuildError where it is of another build; WorkerLostError if the first one is gone.
+    """
+    _, led = context.workers.tell({}, {}, 0)
+    if led["plan"] != context.plan.fingerprint:
+        raise BuildError(
+            "its recipe or its model is not the first worker's",
+            hint="all machines need the same files in the same places",
+        )
+    while (said := context.workers.tell({}, {}, 0)[1])["step"] is not None:
+        step = context.plan.step(said["step"])
+        try:
+            RUNNERS[step.kind](context, step, context.store.entry(step.fingerprint), _silent)
+        except (ModelError, OSError, LostResultError) as error:
+            raise BuildError(f"{step.name}: {error}") from error
+        context.release()
+
+
+def _silent(done: int, of: int, note: str) -> None:
+    """The first worker tells of all of them."""
 
 
 def _os_sentence(error: OSError) -> str:
@@ -246,11 +282,6 @@ def _model_source(context: Context) -> str:
     """The dense model: a hub id, or the name of its folder, never the place of it."""
     model = context.recipe.model
     return Path(model.source).name if model.folder else model.source
-
-
-def _peak_rss_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _tell_in_card(card: Path, report: Report) -> None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from prunec.compiler.model.layout import LayerSelection
+from prunec.compiler.model.layout import plain_selection, selection_from_plain
+from prunec.compiler.model.tensor_file import Sliced
 from prunec.compiler.passes.eliminate import HeadPath
 from prunec.compiler.passes.least_squares import NestedSolution
 from prunec.compiler.passes.nested import CutLayer, NestedAttention, NestedLayer, NestedMLP
 from prunec.compiler.store import Entry
+from prunec.compiler.stored_tensor import open_tensors
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class StoredLayers:
     with_nested: bool
 
     def load(self, index: int) -> CutLayer | None:
-        if self.with_nested and self.entry.load_tensors(f"nested-{index}") is None:
+        if self.with_nested and self.entry.tensor_file(f"nested-{index}") is None:
             return None
         cut = load_cut(self.entry, index)
         if cut is None:
@@ -41,15 +43,7 @@ class StoredLayers:
 
 
 def save_cut(entry: Entry, index: int, cut: CutLayer) -> None:
-    selection = cut.selection
-    units = {
-        "query_heads": list(selection.query_heads),
-        "kv_heads": list(selection.kv_heads),
-        "neurons": list(selection.neurons),
-    }
-    if selection.query_groups:
-        units["query_groups"] = list(selection.query_groups)
-    entry.save_tensors(f"layer-{index}", cut.tensors, units)
+    entry.save_tensors(f"layer-{index}", cut.tensors, plain_selection(cut.selection))
 
 
 def load_cut(entry: Entry, index: int) -> CutLayer | None:
@@ -57,35 +51,39 @@ def load_cut(entry: Entry, index: int) -> CutLayer | None:
     if found is None:
         return None
     tensors, units = found
-    selection = LayerSelection(**{name: tuple(indices) for name, indices in units.items()})
-    return CutLayer(selection, tensors)
+    return CutLayer(selection_from_plain(units), tensors)
 
 
 def save_nested(entry: Entry, index: int, nested: NestedLayer) -> None:
     """Float32 on disk: levels are only compared with each other; the winner is solved anew."""
-    tensors = {}
+    tensors: dict[str, Sliced] = {}
     for name, solution in (
         ("attention", nested.attention.solution),
         ("mlp", nested.mlp.solution),
     ):
         tensors[f"{name}.order"] = solution.order
-        tensors[f"{name}.factor"] = solution.factor.float()
-        tensors[f"{name}.projected"] = solution.projected.float()
+        tensors[f"{name}.factor"] = solution.factor
+        tensors[f"{name}.projected"] = solution.projected
+    dtypes = {name: torch.float32 for name in tensors if not name.endswith(".order")}
     facts = {
         "states": [[list(queries), list(kv)] for queries, kv in nested.attention.path.states],
         "head_dim": nested.attention.head_dim,
         "attention_energy": nested.attention.stream_energy,
         "mlp_energy": nested.mlp.stream_energy,
     }
-    entry.save_tensors(f"nested-{index}", tensors, facts)
+    entry.save_tensors(f"nested-{index}", tensors, facts, dtypes)
 
 
 def load_nested(entry: Entry, index: int, device: torch.device) -> NestedLayer:
-    tensors, facts = entry.require_tensors(f"nested-{index}")
+    """A layer that is cut on a device, from factors that stay in their file.
+
+    LostResultError if it is missing or damaged.
+    """
+    tensors, facts = open_tensors(entry, f"nested-{index}")
 
     def solution(name: str) -> NestedSolution:
-        parts = (tensors[f"{name}.{part}"].to(device) for part in ("order", "factor", "projected"))
-        return NestedSolution(*parts)
+        order = tensors[f"{name}.order"][:].to(device)
+        return NestedSolution(order, tensors[f"{name}.factor"], tensors[f"{name}.projected"])
 
     states = tuple((tuple(queries), tuple(kv)) for queries, kv in facts["states"])
     attention = solution("attention")

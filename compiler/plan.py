@@ -5,18 +5,51 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from typing import Any
+
+from prunec.compiler.model.placement import ROOMY, Placement
+
+
+class Work(StrEnum):
+    """What time goes into: floating-point operations of matrix products by their dtype, those of
+    factorising and inverting float64 matrices, and bytes that are moved."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+    FACTOR = "factor"
+    VECTOR = "vector_bytes"  # of float64 matrices that are multiplied with vectors
+    READ = "read_bytes"
+    WRITE = "written_bytes"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step is expected to take: tokens sent through a whole model, and bytes."""
+    """What a step is expected to take.
+
+    token_forwards: tokens sent through a whole model
+    memory_bytes: the process's peak of memory where it runs on the CPU
+    host_bytes, gpu_bytes: the same on both sides where it runs on a GPU
+    disk_bytes: of what is kept of it
+    scratch_bytes: of files that are gone when it ends
+    work: how much there is to do, by its kind
+    """
 
     token_forwards: int = 0
     memory_bytes: int = 0
+    host_bytes: int = 0
+    gpu_bytes: int = 0
     disk_bytes: int = 0
+    scratch_bytes: int = 0
+    work: Mapping[Work, int] = field(default_factory=dict)
+
+
+#: What a step takes depends on where its work lies.
+Estimate = Callable[[Placement], Cost]
 
 
 @dataclass(frozen=True)
@@ -33,14 +66,21 @@ class Step:
     params: Mapping[str, Any]
     inputs: Mapping[str, str]
     fingerprint: str
-    cost: Cost = field(default_factory=Cost)
+    estimate: Estimate = field(repr=False, compare=False)
+    cost: Cost
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of a build in the order in which they run."""
+    """The steps of a build in the order in which they run; their costs are those of `placement`."""
 
     steps: tuple[Step, ...]
+    placement: Placement = ROOMY
+
+    def placed(self, placement: Placement) -> Plan:
+        """The same steps, with what they take where the work lies elsewhere."""
+        steps = (replace(step, cost=step.estimate(placement)) for step in self.steps)
+        return Plan(tuple(steps), placement)
 
     def step(self, name: str) -> Step:
         return next(step for step in self.steps if step.name == name)
@@ -62,7 +102,7 @@ class Plan:
                     "params": dict(step.params),
                     "inputs": dict(step.inputs),
                     "fingerprint": step.fingerprint,
-                    "cost": vars(step.cost),
+                    "cost": asdict(step.cost),
                 }
                 for step in self.steps
             ],

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from prunec.compiler.diagnostics import RecipeProblemError
-from prunec.compiler.estimates import Estimates
+from prunec.compiler.estimates import Sizes, Windows
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import Layout, plain_layout
-from prunec.compiler.plan import Cost, Step, digest
+from prunec.compiler.model.placement import ROOMY
+from prunec.compiler.plan import Estimate, Step, digest
 from prunec.compiler.recipe import AdaPrunerMethod, MagnitudeMethod, Recipe
 from prunec.compiler.target import target_params
 from prunec.exporters import exporter_for
@@ -26,7 +27,7 @@ VERSIONS = {
     "finalists": 1,
     "tune": 1,
     "chosen": 1,
-    "teacher": 1,
+    "teacher": 2,
     "supernet": 2,
     "search": 2,
     "resolve": 3,
@@ -69,7 +70,7 @@ class PlanBuilder:
         self.facts = subject.facts
         self.identity = subject.identity
         self.steps: list[Step] = []
-        self.estimate = Estimates(subject.facts, recipe.model.dtype)
+        self.sizes = Sizes(subject.facts, recipe.model.dtype)
         self.model = {"identity": subject.identity, "dtype": recipe.model.dtype}
 
     def add(
@@ -79,12 +80,15 @@ class PlanBuilder:
         why: str,
         params: Mapping[str, Any],
         inputs: Mapping[str, str],
-        cost: Cost,
+        estimate: Estimate,
     ) -> None:
         fingerprints = {step.name: step.fingerprint for step in self.steps}
         read = {role: fingerprints[step] for role, step in inputs.items()}
         fingerprint = digest([kind, VERSIONS[kind], dict(params), read])
-        self.steps.append(Step(name, kind, why, dict(params), dict(inputs), fingerprint, cost))
+        step = Step(
+            name, kind, why, dict(params), dict(inputs), fingerprint, estimate, estimate(ROOMY)
+        )
+        self.steps.append(step)
 
     def solver(self) -> dict[str, Any]:
         """How local problems are posed, as parameters of a walk."""
@@ -126,16 +130,14 @@ class PlanBuilder:
             "exports": [exporter_for(e.model_dump()).rules for e in self.recipe.export],
         }
 
-    def walk(
-        self, dense_target: float, disk_bytes: int, tokens: str = "calibration-tokens"
-    ) -> Cost:
-        """What a walk over the tokens of a step costs."""
-        return self.estimate.walk(self.count(tokens), dense_target, disk_bytes)
+    def text(self, name: str) -> Windows:
+        """The windows that an earlier step draws."""
+        params = next(step for step in self.steps if step.name == name).params
+        return Windows(params["windows"], params["length"])
 
     def count(self, name: str) -> int:
         """Tokens that an earlier step draws."""
-        params = next(step for step in self.steps if step.name == name).params
-        return int(params["windows"] * params["length"])
+        return self.text(name).tokens
 
     def neurons(self, share: float) -> int:
         """A share of the MLP's width in whole multiples of the legal step, at least one."""

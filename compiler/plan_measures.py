@@ -13,8 +13,11 @@ from typing import Any
 from prunec import recipes
 from prunec.compiler.calibration.sources import file_identity
 from prunec.compiler.diagnostics import RecipeProblemError
+from prunec.compiler.estimates import Windows
+from prunec.compiler.estimates_artefact import elsewhere, graph, measurement
+from prunec.compiler.estimates_search import distribution_bytes
 from prunec.compiler.model.layout import dense_layout
-from prunec.compiler.plan import Cost, Step, digest
+from prunec.compiler.plan import Step, digest
 from prunec.compiler.plan_builder import PlanBuilder
 from prunec.compiler.plan_tokens import evaluated
 from prunec.compiler.recipe import Validation
@@ -35,34 +38,46 @@ def opens(made: Step) -> bool:
 
 
 def add_measurements(
-    steps: PlanBuilder, validation: Validation, artefacts: Mapping[str, str]
+    steps: PlanBuilder, validation: Validation, artefacts: Mapping[str, str], kept: int
 ) -> None:
-    """Steps for everything that `validation` asks for. RecipeProblemError for what cannot be."""
-    _add_texts(steps, validation, artefacts)
-    _add_parity(steps, validation, artefacts)
-    _add_tasks(steps, validation, artefacts)
+    """Steps for everything that `validation` asks for. RecipeProblemError for what cannot be.
+
+    kept: about as many bytes as an artefact's weights have
+    """
+    _add_texts(steps, validation, artefacts, kept)
+    _add_parity(steps, validation, artefacts, kept)
+    _add_tasks(steps, validation, artefacts, kept)
     if "onnx" in artefacts and (validation.size or _runs(validation, "onnx")):
         _add_dense_onnx(steps, artefacts)
-    _add_speed(steps, validation, artefacts)
+    _add_speed(steps, validation, artefacts, kept)
     if validation.size:
         inputs = dict(artefacts)
         if "onnx" in artefacts:
             inputs[DENSE_ONNX] = DENSE_ONNX
         steps.add(
-            "footprint", "footprint", "bytes on disk and in memory", steps.model, inputs, Cost()
+            "footprint",
+            "footprint",
+            "bytes on disk and in memory",
+            steps.model,
+            inputs,
+            # In processes of their own, one after the other; the dense model is the larger one.
+            elsewhere(steps.sizes, steps.sizes.dense_bytes),
         )
 
 
-def _add_texts(steps: PlanBuilder, validation: Validation, artefacts: Mapping[str, str]) -> None:
+def _add_texts(
+    steps: PlanBuilder, validation: Validation, artefacts: Mapping[str, str], kept: int
+) -> None:
     texts = evaluated(validation)
     if not texts and not validation.completion:
         return
     said = validation.completion.model_dump() if validation.completion else None
     params = steps.model | {"completion": said, "top_k": TOP_K}
-    tokens = sum(steps.count(name) for name in texts)
+    found = [steps.text(name) for name in texts]
+    length = max((text.length for text in found), default=1)
+    tokens = sum(text.tokens for text in found)
+    read = Windows(tokens // length, length)  # all of them, as if windows were alike
     top = min(TOP_K, steps.facts.vocab_size)
-    memory = steps.estimate.weight_bytes(dense_layout(steps.facts))
-    kept = steps.estimate.teacher_bytes(tokens, top)
     inputs = {name: name for name in texts}
     steps.add(
         "measure-dense",
@@ -70,7 +85,13 @@ def _add_texts(steps: PlanBuilder, validation: Validation, artefacts: Mapping[st
         "judge the model as it was",
         params,
         inputs,
-        Cost(token_forwards=tokens, memory_bytes=memory, disk_bytes=kept),
+        measurement(
+            steps.sizes,
+            read,
+            weights=steps.sizes.dense_bytes,
+            reference_bytes=2 * distribution_bytes(tokens, top),
+            disk_bytes=distribution_bytes(tokens, top),
+        ),
     )
     steps.add(
         "measure-pruned",
@@ -78,11 +99,18 @@ def _add_texts(steps: PlanBuilder, validation: Validation, artefacts: Mapping[st
         "judge the artefact, opened from disk",
         params,
         inputs | {"artefact": _opened(steps, artefacts), "dense": "measure-dense"},
-        Cost(token_forwards=tokens, memory_bytes=memory),
+        measurement(
+            steps.sizes,
+            read,
+            weights=kept,
+            reference_bytes=distribution_bytes(tokens, top),
+        ),
     )
 
 
-def _add_parity(steps: PlanBuilder, validation: Validation, artefacts: Mapping[str, str]) -> None:
+def _add_parity(
+    steps: PlanBuilder, validation: Validation, artefacts: Mapping[str, str], kept: int
+) -> None:
     if validation.parity is None:
         return
     steps.add(
@@ -91,11 +119,14 @@ def _add_parity(steps: PlanBuilder, validation: Validation, artefacts: Mapping[s
         "whether every artefact says in its runtime what the model says",
         steps.model | validation.parity.model_dump(),
         {"tokens": "evaluation-tokens", **artefacts},
-        Cost(),
+        # The model in float32, then each artefact beside what it said.
+        elsewhere(steps.sizes, 4 * kept // steps.sizes.value_bytes),
     )
 
 
-def _add_tasks(steps: PlanBuilder, validation: Validation, artefacts: Mapping[str, str]) -> None:
+def _add_tasks(
+    steps: PlanBuilder, validation: Validation, artefacts: Mapping[str, str], kept: int
+) -> None:
     if (tasks := validation.tasks) is None:
         return
     folders = [recipes.folder() / "tasks", *tasks.include]
@@ -117,30 +148,40 @@ def _add_tasks(steps: PlanBuilder, validation: Validation, artefacts: Mapping[st
         made = artefacts["vllm"] if backend == "vllm" else _opened(steps, artefacts)
         params = settings | {"backend": backend}
         why = f"answers to {len(tasks.names)} of lm-eval's tasks, by {backend}"
-        steps.add(f"tasks-dense-{backend}", "tasks", f"the dense model's {why}", params, {}, Cost())
+        steps.add(
+            f"tasks-dense-{backend}",
+            "tasks",
+            f"the dense model's {why}",
+            params,
+            {},
+            elsewhere(steps.sizes, steps.sizes.dense_bytes),
+        )
         steps.add(
             f"tasks-pruned-{backend}",
             "tasks",
             f"the artefact's {why}",
             params,
             {"artefact": made},
-            Cost(),
+            elsewhere(steps.sizes, kept),
         )
 
 
 def _add_dense_onnx(steps: PlanBuilder, artefacts: Mapping[str, str]) -> None:
     written = next(s for s in steps.steps if s.name == artefacts["onnx"])
+    precision = written.params.get("precision", "float32")
     steps.add(
         DENSE_ONNX,
         "dense-export",
         "write the dense model as onnx, to compare with",
-        steps.model | {"kind": "onnx", "precision": written.params.get("precision", "float32")},
+        steps.model | {"kind": "onnx", "precision": precision},
         {},
-        Cost(disk_bytes=steps.estimate.weight_bytes(dense_layout(steps.facts))),
+        graph(steps.sizes, dense_layout(steps.facts), precision),
     )
 
 
-def _add_speed(steps: PlanBuilder, validation: Validation, artefacts: Mapping[str, str]) -> None:
+def _add_speed(
+    steps: PlanBuilder, validation: Validation, artefacts: Mapping[str, str], kept: int
+) -> None:
     if (speed := validation.speed) is None:
         return
     settings = speed.model_dump(exclude={"runtimes", "min_speedup", "min_tokens_per_second"})
@@ -154,7 +195,7 @@ def _add_speed(steps: PlanBuilder, validation: Validation, artefacts: Mapping[st
             f"both models in {runtime}, taking turns",
             steps.model | settings | {"runtime": runtime},
             inputs,
-            Cost(),
+            elsewhere(steps.sizes, steps.sizes.dense_bytes, kept),
         )
 
 

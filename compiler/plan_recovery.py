@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from prunec.compiler.model.layout import Layout, dense_layout
-from prunec.compiler.plan import Cost
+from prunec.compiler.estimates import FLOAT32
+from prunec.compiler.model.layout import Layout
+from prunec.compiler.plan import Estimate
 from prunec.compiler.plan_builder import PlanBuilder
 from prunec.compiler.plan_texts import Draw, Text, add_texts
 from prunec.compiler.recipe import BlockwiseRecovery, LoraRecovery, Recover
@@ -45,11 +46,11 @@ def add_recovery(steps: PlanBuilder, base: Path, start: Layout, finished: str) -
                     steps, HELD_OUT, "of the text that stops it"
                 ),
             }
-        why, cost = "train low-rank adapters, then merge them", _lora_cost(steps, recover, start)
+        why, taken = "train low-rank adapters, then merge them", _lora_cost(steps, recover, start)
     else:
         why = "train each layer to give what the dense layer gives"
-        cost = _blockwise_cost(steps, recover, start)
-    steps.add("recover", "recover", why, steps.model | settings, inputs, cost)
+        taken = _blockwise_cost(steps, recover, start)
+    steps.add("recover", "recover", why, steps.model | settings, inputs, taken)
     return "recover"
 
 
@@ -101,42 +102,47 @@ def _add_distributions(steps: PlanBuilder, text: str, why: str) -> str:
         f"the dense model's next-token distributions {why}",
         steps.model | {"top_k": top},
         {"tokens": text},
-        Cost(
-            token_forwards=tokens,
-            memory_bytes=steps.estimate.layer_bytes
-            + part * facts.hidden_size * steps.estimate.value_bytes
+        lambda placement: steps.sizes.peak(
+            steps.sizes.reading_bytes
+            + steps.sizes.vocabulary_bytes
+            + steps.sizes.state_bytes(part)
             + distribution_bytes(part, top, facts.vocab_size),
+            token_forwards=tokens,
             disk_bytes=distribution_bytes(tokens, top, facts.vocab_size),
+            work=steps.sizes.forward(tokens, steps.text(text).length),
         ),
     )
     return name
 
 
-def _lora_cost(steps: PlanBuilder, recover: LoraRecovery, start: Layout) -> Cost:
+def _lora_cost(steps: PlanBuilder, recover: LoraRecovery, start: Layout) -> Estimate:
     assert recover.sequence_length is not None
-    facts, dense = steps.facts, dense_layout(steps.facts)
+    facts, length = steps.facts, recover.sequence_length
     passes = training_passes(checkpointing=recover.checkpointing, hidden=recover.hidden > 0)
     looks = (recover.looks + 2) * (2 if recover.hidden else 1)
-    memory = training_bytes(
-        facts, start, recover.rank, recover.sequence_length, checkpointing=recover.checkpointing
-    )
-    held = steps.estimate.weight_bytes(dense) if recover.hidden else 0
+    memory = training_bytes(facts, start, recover.rank, length, checkpointing=recover.checkpointing)
+    held = steps.sizes.dense_bytes if recover.hidden else 0
     state = 16 * adapter_parameters(facts, start, recover.rank)
-    return Cost(
-        token_forwards=recover.epochs * passes * steps.count(TOKENS)
-        + looks * steps.count(HELD_OUT),
-        memory_bytes=memory + held,
-        disk_bytes=steps.estimate.weight_bytes(start) + state,
+    tokens = recover.epochs * passes * steps.count(TOKENS) + looks * steps.count(HELD_OUT)
+    return lambda placement: steps.sizes.peak(
+        memory + held,
+        token_forwards=tokens,
+        disk_bytes=steps.sizes.layers_bytes(start) + state,
+        work=steps.sizes.forward(tokens, length, share=steps.sizes.share(start)),
     )
 
 
-def _blockwise_cost(steps: PlanBuilder, recover: BlockwiseRecovery, start: Layout) -> Cost:
+def _blockwise_cost(steps: PlanBuilder, recover: BlockwiseRecovery, start: Layout) -> Estimate:
     """Both streams of hidden states, and a layer with its optimiser's state in float32."""
-    facts, tokens = steps.facts, steps.count(TOKENS) + steps.count(HELD_OUT)
-    streams = 2 * tokens * facts.hidden_size * steps.estimate.value_bytes
-    layer = 4 * steps.estimate.layer_bytes * 4 // steps.estimate.value_bytes
-    return Cost(
-        token_forwards=(2 + 3 * recover.epochs) * tokens,
-        memory_bytes=streams + layer,
-        disk_bytes=steps.estimate.weight_bytes(start),
+    tokens = steps.count(TOKENS) + steps.count(HELD_OUT)
+    passes = 2 + 3 * recover.epochs
+    layer = 4 * steps.sizes.layer_bytes * FLOAT32 // steps.sizes.value_bytes
+    sizes, length = steps.sizes, steps.text(TOKENS).length
+    return lambda placement: sizes.peak(
+        sizes.states_working(2 * tokens, placement) + sizes.reading_bytes + layer,
+        waiting=sizes.states_waiting(2 * tokens, placement),
+        token_forwards=passes * tokens,
+        disk_bytes=sizes.layers_bytes(start),
+        scratch_bytes=sizes.states_filed(2 * tokens, placement),
+        work=sizes.forward(tokens, length, share=passes),
     )

@@ -3,24 +3,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prunec.compiler.estimates import PROCESS_BYTES
+from prunec.compiler.machine import Machine
 from prunec.compiler.model.layout import (
     dense_layout,
     kv_bytes_per_token,
     prunable_parameters,
     total_parameters,
 )
-from prunec.compiler.plan import Plan
+from prunec.compiler.placing import in_words, size_in_words
+from prunec.compiler.plan import Cost, Plan
 from prunec.compiler.plan_builder import Subject
 from prunec.compiler.recipe import Recipe
 from prunec.compiler.target import describe_target
 
+#: From how many columns on there is room to say why a step is there.
+_ROOMY = 110
 
-def render_plan(recipe: Recipe, subject: Subject, plan: Plan, console: Console) -> None:
-    """The model, the target, and a row a step. Costs are estimates, and marked so."""
+
+def render_plan(
+    recipe: Recipe,
+    subject: Subject,
+    plan: Plan,
+    console: Console,
+    machine: Machine | None = None,
+) -> None:
+    """The model, the target, and a row a step, with hours on a machine if one is given. Costs are
+    estimates, and marked so."""
     facts = subject.facts
     dense = dense_layout(facts)
     prunable = prunable_parameters(facts, dense)
@@ -38,44 +53,62 @@ def render_plan(recipe: Recipe, subject: Subject, plan: Plan, console: Console) 
         highlight=False,
         soft_wrap=True,
     )
-    roomy = console.width >= 110
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("step", no_wrap=True)
-    if roomy:
-        table.add_column("why")
-    table.add_column("fingerprint", no_wrap=True, style="dim")
-    for heading in ("token-forwards", "memory ≈", "disk ≈"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for step in plan.steps:
-        cost = step.cost
-        table.add_row(
-            step.name,
-            *([Text(step.why)] if roomy else []),
-            step.fingerprint[:12],
-            f"{cost.token_forwards:,}" if cost.token_forwards else "",
-            _bytes(cost.memory_bytes),
-            _bytes(cost.disk_bytes),
-        )
-    forwards = sum(step.cost.token_forwards for step in plan.steps)
-    disk = sum(step.cost.disk_bytes for step in plan.steps)
-    memory = max(step.cost.memory_bytes for step in plan.steps)
-    blanks = ["", ""] if roomy else [""]
-    table.add_row("total", *blanks, f"{forwards:,}", _bytes(memory), _bytes(disk), style="bold")
-    console.print(table)
+    console.print(f"placement: {in_words(plan.placement)}", highlight=False, soft_wrap=True)
+    console.print(_table(recipe, plan, machine, with_reasons=console.width >= _ROOMY))
     console.print(
-        "Costs are estimates; memory is that of weights, activations and matrices, beyond what "
-        "Python and PyTorch take themselves.",
+        f"Costs are estimates; memory is the process's peak, {size_in_words(PROCESS_BYTES)} of it "
+        "for Python and PyTorch themselves."
+        + (f" Hours: on {machine.name}, as it was measured." if machine else ""),
         style="dim",
         soft_wrap=True,
     )
 
 
+def _table(recipe: Recipe, plan: Plan, machine: Machine | None, *, with_reasons: bool) -> Table:
+    on_gpu, scratch = recipe.resources.plans_for_gpu, any(s.cost.scratch_bytes for s in plan.steps)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("step", no_wrap=True)
+    if with_reasons:
+        table.add_column("why")
+    table.add_column("fingerprint", no_wrap=True, style="dim")
+    for heading in (
+        "token-forwards",
+        "memory ≈",
+        *(["GPU ≈"] if on_gpu else []),
+        "disk ≈",
+        *(["scratch ≈"] if scratch else []),
+        *(["hours ≈"] if machine else []),
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+
+    def cells(cost: Cost, hours: float) -> Iterator[str]:
+        yield f"{cost.token_forwards:,}" if cost.token_forwards else ""
+        yield _bytes(cost.host_bytes if on_gpu else cost.memory_bytes)
+        if on_gpu:
+            yield _bytes(cost.gpu_bytes)
+        yield _bytes(cost.disk_bytes)
+        if scratch:
+            yield _bytes(cost.scratch_bytes)
+        if machine:
+            yield f"{hours:,.1f}" if hours >= 1 / 20 else "0.0"
+
+    hours = [machine.hours(step.cost) if machine else 0.0 for step in plan.steps]
+    for step, taken in zip(plan.steps, hours, strict=True):
+        why = [Text(step.why)] if with_reasons else []
+        table.add_row(step.name, *why, step.fingerprint[:12], *cells(step.cost, taken))
+    costs = [step.cost for step in plan.steps]
+    total = Cost(
+        token_forwards=sum(cost.token_forwards for cost in costs),
+        memory_bytes=max(cost.memory_bytes for cost in costs),
+        host_bytes=max(cost.host_bytes for cost in costs),
+        gpu_bytes=max(cost.gpu_bytes for cost in costs),
+        disk_bytes=sum(cost.disk_bytes for cost in costs),
+        scratch_bytes=max(cost.scratch_bytes for cost in costs),
+    )
+    blanks = ["", ""] if with_reasons else [""]
+    table.add_row("total", *blanks, *cells(total, sum(hours)), style="bold")
+    return table
+
+
 def _bytes(value: int) -> str:
-    if not value:
-        return ""
-    amount = float(value)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"
+    return size_in_words(value) if value else ""

@@ -13,8 +13,8 @@ from typing import Any
 from prunec.compiler.calibration import sources
 from prunec.compiler.calibration.shares import shares_of
 from prunec.compiler.diagnostics import RecipeProblemError
-from prunec.compiler.model.layout import dense_layout, kv_bytes_per_token
-from prunec.compiler.plan import Cost
+from prunec.compiler.estimates import Windows, light
+from prunec.compiler.estimates_artefact import generation
 from prunec.compiler.plan_builder import PlanBuilder
 from prunec.compiler.recipe import FittingSource, MixedSource, SelfSource
 
@@ -138,21 +138,20 @@ def _add(steps: PlanBuilder, base: Path, text: Text, draw: Draw, place: dict[str
         written = {"source": data} | steps.model | shape | place | {"side_by_side": size}
         del written["total"]  # a window is written by its own number, whatever else is
         why = f"{text.why}, written by the dense model"
-        layout = dense_layout(steps.facts)
-        cost = Cost(
-            token_forwards=draw.windows * draw.length,
-            memory_bytes=steps.estimate.weight_bytes(layout)
-            + size * length * kv_bytes_per_token(steps.facts, layout, steps.estimate.value_bytes),
+        taken = generation(
+            steps.sizes,
+            Windows(draw.windows, draw.length),
+            together=size,
             disk_bytes=2 * disk_bytes,
         )
-        steps.add(draw.name, "generate", why, written, {}, cost)
+        steps.add(draw.name, "generate", why, written, {}, taken)
         return
     try:
         identity = sources.identity(data, base)
     except sources.SourceError as error:
         raise RecipeProblemError(text.key, error.message, error.hint) from None
     params = {"source": data, "text": identity, "tokenizer": steps.identity} | shape | place
-    steps.add(draw.name, "tokens", text.why, params, {}, Cost(disk_bytes=disk_bytes))
+    steps.add(draw.name, "tokens", text.why, params, {}, light(disk_bytes))
 
 
 def _add_mixture(
@@ -170,7 +169,7 @@ def _add_mixture(
             "seed": text.seed,
         },
         {name: _part_step(draw, name) for name in plain["parts"]},
-        Cost(disk_bytes=8 * draw.windows * draw.length),
+        light(8 * draw.windows * draw.length),
     )
 
 

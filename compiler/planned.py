@@ -14,6 +14,7 @@ from prunec.compiler.plan_builder import Subject
 from prunec.compiler.planner import make_plan
 from prunec.compiler.recipe import ModelSpec, Recipe
 from prunec.compiler.recipe_file import load_recipe, place_of
+from prunec.compiler.resources import kept_within
 
 
 @dataclass(frozen=True)
@@ -57,5 +58,5 @@ def plan_recipe(
     recipe = load_recipe(path, overrides)
     with placed(path, overrides):
         subject = find(recipe.model)
-        made = plan(recipe, subject, path.parent)
+        made = kept_within(plan(recipe, subject, path.parent), recipe.resources)
     return Planned(path, tuple(overrides), recipe, subject, made)

@@ -6,14 +6,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from prunec.compiler.diagnostics import RecipeProblemError
+from prunec.compiler.estimates_artefact import export as written
+from prunec.compiler.estimates_artefact import graph
 from prunec.compiler.methods import METHODS
 from prunec.compiler.model.layout import Layout
-from prunec.compiler.plan import Cost, Plan
+from prunec.compiler.plan import Plan
 from prunec.compiler.plan_builder import PlanBuilder, Subject
 from prunec.compiler.plan_measures import add_measurements
 from prunec.compiler.plan_recovery import add_recovery
 from prunec.compiler.plan_tokens import add_evaluation_tokens, add_fitting_tokens
-from prunec.compiler.recipe import Recipe, TyrMethod
+from prunec.compiler.recipe import OnnxExport, Recipe, TyrMethod
 from prunec.compiler.search.budget import InfeasibleTargetError
 from prunec.compiler.target import budget_of
 from prunec.exporters import exporter_for
@@ -36,14 +38,13 @@ def make_plan(recipe: Recipe, subject: Subject, base: Path) -> Plan:
             f"write the smaller model as {export.kind}",
             export.model_dump() | {"layout": recipe.target.layout},
             {"layers": finished},
-            Cost(
-                disk_bytes=steps.estimate.weight_bytes(start),
-                memory_bytes=steps.estimate.layer_bytes * 2,
-            ),
+            graph(steps.sizes, start, export.precision)
+            if isinstance(export, OnnxExport)
+            else written(steps.sizes, start),
         )
     if recipe.validation:
         artefacts = {str(export.kind): f"export-{export.kind}" for export in recipe.export}
-        add_measurements(steps, recipe.validation, artefacts)
+        add_measurements(steps, recipe.validation, artefacts, steps.sizes.weight_bytes(start))
     return Plan(tuple(steps.steps))
 
 

@@ -27,6 +27,7 @@ from prunec.compiler.recipe_methods import (
     UniformMethod,
 )
 from prunec.compiler.recipe_recover import BlockwiseRecovery, LoraRecovery, Recover
+from prunec.compiler.recipe_resources import Resources
 from prunec.compiler.recipe_sources import (
     FittingSource,
     HubSource,
@@ -77,6 +78,7 @@ __all__ = [
     "PythonStdlibSource",
     "Recipe",
     "Recover",
+    "Resources",
     "Search",
     "SearchBudget",
     "SelfSource",
@@ -226,6 +228,9 @@ class Recipe(Section):
         default=None,
         alias="validate",
         description="What is measured on the artefacts that were written.",
+    )
+    resources: Resources = Field(
+        default=Resources(), description="What a build may take of the machine that it runs on."
     )
 
     @field_validator("schema_version", mode="before")

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
+
+    from prunec.compiler.model.tensor_file import Sliced
 
 _FINISHED = "finished"
 _RECORD = {"found", "seconds", "peak_rss_bytes"}
@@ -102,16 +104,23 @@ class Entry:
         return value
 
     def save_tensors(
-        self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        tensors: Mapping[str, Sliced],
+        facts: Mapping[str, Any] | None = None,
+        dtypes: Mapping[str, dtype] | None = None,
     ) -> None:
-        """Save tensors under a name, with JSON-ready facts beside them."""
-        from safetensors.torch import save_file
+        """Save tensors under a name, with JSON-ready facts beside them.
+
+        `dtypes` are of those that are stored at another than their own; they are converted while
+        they are written, with no second copy.
+        """
+        from prunec.compiler.model.tensor_file import save
 
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f"{name}.partial"
-        on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(on_cpu, partial, metadata={"facts": json.dumps(facts or {})})
-        target = self.folder / f"{name}.{file_sha256(partial)[:16]}.safetensors"
+        sha256 = save(partial, tensors, {"facts": json.dumps(facts or {})}, dtypes)
+        target = self.folder / f"{name}.{sha256[:16]}.safetensors"
         _sync(partial)
         partial.rename(target)
         _sync(self.folder)
@@ -124,10 +133,14 @@ class Entry:
         if path is None:
             return None
         with safe_open(path, framework="pt") as file:
-            # Copies: the store's files may go while their tensors are in use. And what safetensors
-            # opens cannot be iterated over.
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-            return tensors, json.loads(file.metadata()["facts"])
+            keys, facts = file.keys(), json.loads(file.metadata()["facts"])
+        tensors = {}
+        for key in keys:
+            # Opened for each: what is mapped counts as memory until it is closed. And copied: the
+            # store's files may go while their tensors are in use.
+            with safe_open(path, framework="pt") as file:
+                tensors[key] = file.get_tensor(key).clone()
+        return tensors, facts
 
     def tensor_file(self, name: str) -> Path | None:
         """The file of tensors that were saved; None if there are none, or they are damaged."""

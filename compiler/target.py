@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from prunec.compiler.diagnostics import RecipeProblemError
-from prunec.compiler.estimates import Estimates
+from prunec.compiler.estimates import Sizes
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import (
     Layout,
@@ -87,7 +87,7 @@ def describe_target(recipe: Recipe, facts: Facts) -> str:
 
 def _size(recipe: Recipe, facts: Facts) -> float | Ceiling:
     target = recipe.target
-    value_bytes = Estimates(facts, recipe.model.dtype).value_bytes
+    value_bytes = Sizes(facts, recipe.model.dtype).value_bytes
     if target.parameters:
         return Ceiling(price.parameter_price(facts), target.parameters)
     if target.weight_bytes:

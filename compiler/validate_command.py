@@ -13,9 +13,10 @@ import yaml
 
 from prunec.compiler.calibration.sources import file_identity
 from prunec.compiler.diagnostics import BuildError, Diagnostic, RecipeProblemError, UserError
+from prunec.compiler.estimates import light
 from prunec.compiler.model.headers import read_json
 from prunec.compiler.model.layout import LayerSpec, plain_layout
-from prunec.compiler.plan import Cost, Plan, digest
+from prunec.compiler.plan import Plan, digest
 from prunec.compiler.plan_builder import PlanBuilder, Subject
 from prunec.compiler.plan_measures import add_measurements
 from prunec.compiler.plan_tokens import add_evaluation_tokens
@@ -25,6 +26,7 @@ from prunec.exporters import EXPORTERS
 from prunec.exporters.vllm_rules import DECILM
 from prunec.validators.artefact import GRAPH, Weights, inspect
 from prunec.validators.errors import ValidationError
+from prunec.validators.footprint import file_bytes
 
 #: What is measured where no recipe says it: text that every Python brings, no gate.
 DEFAULT: Mapping[str, Any] = {
@@ -110,9 +112,10 @@ def make_plan(recipe: Recipe, subject: Subject, base: Path, given: Given) -> Pla
             f"what {folder} holds",
             _params(kind, folder, given),
             {},
-            Cost(),
+            light(),
         )
-    add_measurements(steps, validation, artefacts)
+    kept = max(file_bytes(folder) for folder in folders.values())
+    add_measurements(steps, validation, artefacts, kept)
     return Plan(tuple(steps.steps))
 
 

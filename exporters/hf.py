@@ -31,6 +31,7 @@ from prunec.compiler.model.layout import (
     tensor_shapes,
 )
 from prunec.compiler.model.modeling import classes_of, register
+from prunec.compiler.model.tensor_file import TensorSpec
 from prunec.exporters.artefact import Provenance, Written
 from prunec.exporters.card import model_card
 from prunec.exporters.hf_rules import LayoutKind, carried_files
@@ -55,20 +56,24 @@ def export(
     dtype: torch.dtype,
     max_shard_bytes: int,
     provenance: Provenance,
+    stored: Layout | None = None,
 ) -> None:
     """Write a pruned model into an existing, empty folder.
 
-    `tensors` yields all of its tensors by full name, in the order in which they are to be stored;
-    one shard is held at a time. Layers keep their indices: an emptied one has no tensors.
-    Raises ModelError if the layout cannot be said in `layout_kind` or the source has no tokenizer.
+    `tensors` yields all of its tensors by full name; one is held at a time. Layers keep their
+    indices: an emptied one has no tensors. `stored` is the layout of these tensors where it is
+    another than the model's own, since zeros were added.
+    Raises ModelError if the layout cannot be said in `layout_kind`, the tensors are not of the
+    layout, or the source has no tokenizer.
     """
     if layout_kind == "uniform" and not is_uniform(layout):
         raise ModelError("layers of different shapes cannot be written as a uniform model")
     for name in carried_files(source):
         (destination / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, destination / name)
-    stored = ((name, tensor.to(dtype)) for name, tensor in tensors)
-    write_checkpoint(destination, stored, max_shard_bytes)
+    shapes = tensor_shapes(facts, stored or layout)
+    specs = {name: TensorSpec(dtype, shape) for name, shape in shapes.items()}
+    write_checkpoint(destination, specs, tensors, max_shard_bytes)
     _write_json(destination / "config.json", model_config(facts, layout, layout_kind, dtype))
     if layout_kind == "per_layer":
         for file in classes_of(facts.family.model_type).files:

@@ -81,6 +81,7 @@ def export(
         dtype,
         max_shard_bytes,
         provenance,
+        stored=full,
     )
     for file in destination.glob("modeling_*.py"):
         file.unlink()
@@ -132,7 +133,7 @@ def _padded(
             yield name, _pad_rows(tensor, layout[index], full[index])
         elif name in by_columns:
             index = by_columns[name]
-            yield name, _pad_rows(tensor.T, layout[index], full[index]).T.contiguous()
+            yield name, _pad_rows(tensor.T, layout[index], full[index]).T
         else:
             yield name, tensor
 

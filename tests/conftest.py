@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +125,36 @@ def tiny_family(tiny_llama: Callable[..., Path]) -> Callable[..., Path]:
         return tiny_llama(model_type=model_type, **SPECIAL.get(model_type, {}), **options)
 
     return make
+
+
+@pytest.fixture
+def peak_growth() -> Callable[[str], int]:
+    """Bytes by which a Python program's peak resident set grows behind its call of `start()`."""
+
+    def grown(program: str) -> int:
+        if not Path("/proc/self/status").exists():
+            pytest.skip("this system does not tell what a process has had in memory at most")
+        code = f"{_PEAK}{textwrap.dedent(program)}\nprint(peak() - before)\n"
+        run = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, run.stderr
+        return int(run.stdout.split()[-1])
+
+    return grown
+
+
+_PEAK = """
+import pathlib
+
+def peak():
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+def start():
+    global before
+    before = peak()
+"""
 
 
 def _save_tokenizer(folder: Path) -> None:

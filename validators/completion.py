@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -29,6 +30,8 @@ def complete(
 def complete_with(model: LoadedModel, prompt: str, tokens: int) -> str:
     """The prompt and up to `tokens` greedy tokens after it; fewer if the model ends its text.
 
+    A model whose weights stay on disk is read anew for every token.
+
     ValidationError if the prompt is no token at all or the folder's tokenizer does not load.
     """
     tokenizer = model.tokenizer()
@@ -36,20 +39,23 @@ def complete_with(model: LoadedModel, prompt: str, tokens: int) -> str:
     length = inputs["input_ids"].shape[1]
     if length == 0:
         raise ValidationError("an empty prompt cannot be completed")
-    # Spelled out, so that no generation_config.json of either folder colours the comparison.
-    output = model.model.generate(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        max_new_tokens=tokens,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        pad_token_id=_padding(tokenizer),
-    )[0]
+    with warnings.catch_warnings():
+        # Of a model whose weights stay on disk: that it is on no device.
+        warnings.filterwarnings("ignore", message="You are calling .generate")
+        # Spelled out, so that no generation_config.json of either folder colours the comparison.
+        output = model.model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=tokens,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=_padding(tokenizer),
+        )[0]
     # Decoded together: the first new token may carry the space that joins it to the prompt.
     known = tokenizer.decode(output[:length], skip_special_tokens=True)
     text = tokenizer.decode(output, skip_special_tokens=True)

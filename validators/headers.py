@@ -25,11 +25,12 @@ _BITS |= {"U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """One tensor as its file's header describes it."""
+    """One tensor as its file's header describes it; `begin` is where its values begin there."""
 
     dtype: str
     shape: tuple[int, ...]
     file: str
+    begin: int
 
     @property
     def parameters(self) -> int:
@@ -92,7 +93,12 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
             entries = json.loads(file.read(length))
         entries.pop("__metadata__", None)
         headers = {
-            name: TensorHeader(str(entry["dtype"]), _shape(entry["shape"]), path.name)
+            name: TensorHeader(
+                str(entry["dtype"]),
+                _shape(entry["shape"]),
+                path.name,
+                8 + length + entry["data_offsets"][0],
+            )
             for name, entry in entries.items()
         }
         spans = sorted(tuple(entry["data_offsets"]) for entry in entries.values())

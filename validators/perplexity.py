@@ -67,7 +67,7 @@ def measure_text(
     With the dense model's `reference` on the same windows, divergence from it too. `keep` is how
     many tokens of each distribution to keep as a reference for other models (`KEPT_TOKENS` is a
     good number). The model runs in its own dtype, log-probabilities are float32, means float64.
-    `on_progress` is told how many windows are done so far, after every batch.
+    `on_progress` is told how many windows are done so far.
     ValidationError where there is nothing to predict, an id lies outside the vocabulary, or the
     reference is of other windows or another vocabulary.
     """
@@ -75,25 +75,32 @@ def measure_text(
     if reference is not None:
         _check_reference(reference, windows, model)
     length = windows.shape[1]
-    rows = min(batch_tokens // length, _LOGIT_BYTES // (4 * length * model.vocab_size))
+    rows = min(batch_tokens // length, _logit_bytes(model) // (4 * length * model.vocab_size))
+    batches = torch.split(windows.to(model.device, torch.long), max(1, rows))
     losses: list[float] = []
     divergences: list[float] = []
     kept: list[Coarse] = []
-    for batch in torch.split(windows, max(1, rows)):
-        ids = batch.to(model.device, torch.long)
-        logits = model.model(input_ids=ids, use_cache=False).logits  # [rows, length, vocab]
+    for ids, logits in zip(batches, model.logits(batches, on_progress or _untold), strict=True):
         for window, scores in zip(ids, logits, strict=True):
             found = _measure_window(scores[:-1], window[1:], len(losses), reference, keep)
             losses.append(found[0])
             divergences += found[1]
             kept += found[2]
-        if on_progress is not None:
-            on_progress(len(losses))
     return TextMeasurement(
         _perplexity(losses, length - 1),
         tuple(divergences) if reference is not None else None,
         _reference(kept, len(losses), model.vocab_size) if keep is not None else None,
     )
+
+
+def _logit_bytes(model: LoadedModel) -> int:
+    """What a batch's logits may take, as float32: a quarter of the room that there is, since what
+    a layer computes for a batch and the hidden states of others need theirs."""
+    return _LOGIT_BYTES if model.room is None else min(_LOGIT_BYTES, model.room // 4)
+
+
+def _untold(done: int) -> None:
+    pass
 
 
 def _measure_window(

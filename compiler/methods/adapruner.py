@@ -13,12 +13,14 @@ from types import MappingProxyType
 from typing import Any
 
 from prunec.compiler.diagnostics import RecipeProblemError
+from prunec.compiler.estimates import light
+from prunec.compiler.estimates_search import judging
+from prunec.compiler.estimates_walk import trial_bytes
 from prunec.compiler.methods import tyr, uniform
 from prunec.compiler.methods.importance import add_resolve, add_statistics
 from prunec.compiler.methods.teacher import TOP_K, add_teacher
 from prunec.compiler.model.layout import Layout
 from prunec.compiler.passes.importance import needs_of
-from prunec.compiler.plan import Cost
 from prunec.compiler.plan_builder import PlanBuilder, plain
 from prunec.compiler.plan_tokens import Pool, pools
 from prunec.compiler.recipe import AdaPrunerMethod, TyrMethod
@@ -76,7 +78,7 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
 
 def _add_finalists(steps: PlanBuilder, method: AdaPrunerMethod, start: Layout) -> None:
     """The step that judges the best trials as they were pruned in full."""
-    held_out, tokens, held = _held_out(steps, method)
+    held_out, top_k = _held_out(steps, method)
     layers = {f"layers-{n}": f"finalist-{n}" for n in range(1, method.finalists + 1)}
     steps.add(
         "resolve",
@@ -84,10 +86,12 @@ def _add_finalists(steps: PlanBuilder, method: AdaPrunerMethod, start: Layout) -
         "take the finalist that is best on text that none was calibrated on",
         steps.model | {"objective": method.objective},
         held_out | layers,
-        Cost(
-            token_forwards=method.finalists * tokens,
-            memory_bytes=held,
-            disk_bytes=steps.estimate.weight_bytes(start),
+        judging(
+            steps.sizes,
+            steps.text("search-tokens"),
+            models=method.finalists,
+            top_k=top_k,
+            disk_bytes=steps.sizes.layers_bytes(start),
         ),
     )
 
@@ -218,7 +222,8 @@ def _add_trials(
 ) -> None:
     search = steps.recipe.search
     assert search is not None
-    held_out, tokens, held = _held_out(steps, method)
+    held_out, top_k = _held_out(steps, method)
+    solves = refit or method.inner != "importance"
     steps.add(
         "tune",
         "tune",
@@ -239,22 +244,24 @@ def _add_trials(
             "seed": search.seed,
         },
         held_out | {pool["statistics"]: pool["statistics"] for pool in statistics},
-        Cost(
-            token_forwards=method.trials * tokens,
-            memory_bytes=held + _KEPT_BYTES,
-            disk_bytes=steps.estimate.weight_bytes(start),
+        judging(
+            steps.sizes,
+            steps.text("search-tokens"),
+            models=method.trials,
+            top_k=top_k,
+            beside=_KEPT_BYTES + (trial_bytes(steps.sizes, space.first_order[1]) if solves else 0),
+            disk_bytes=steps.sizes.layers_bytes(start),
         ),
     )
 
 
-def _held_out(steps: PlanBuilder, method: AdaPrunerMethod) -> tuple[dict[str, str], int, int]:
-    """Inputs of a step that judges models, the tokens it judges them on, the memory that takes."""
-    inputs, tokens = {"tokens": "search-tokens"}, steps.count("search-tokens")
-    held = steps.estimate.walk(tokens, 0.0, 0).memory_bytes
-    if method.objective == "divergence":
-        inputs["teacher"] = "teacher"
-        held += steps.estimate.teacher_bytes(tokens, min(TOP_K, steps.facts.vocab_size))
-    return inputs, tokens, held
+def _held_out(steps: PlanBuilder, method: AdaPrunerMethod) -> tuple[dict[str, str], int]:
+    """Inputs of a step that judges models, and the dense model's tokens that it compares, 0 where
+    it compares none."""
+    inputs = {"tokens": "search-tokens"}
+    if method.objective != "divergence":
+        return inputs, 0
+    return inputs | {"teacher": "teacher"}, min(TOP_K, steps.facts.vocab_size)
 
 
 def _finalists(method: AdaPrunerMethod, *, refit: bool) -> int:
@@ -288,5 +295,5 @@ def _add_chosen(
             **rank,
         },
         inputs,
-        Cost(disk_bytes=8 * windows * calibration.sequence_length),
+        light(8 * windows * calibration.sequence_length),
     )

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prunec.compiler import estimates_walk
 from prunec.compiler.diagnostics import RecipeProblemError
 from prunec.compiler.model.layout import Layout
 from prunec.compiler.passes.importance import needs_of
-from prunec.compiler.plan import Cost
 from prunec.compiler.plan_builder import PlanBuilder, plain
 from prunec.compiler.recipe import ImportanceMethod
 
@@ -72,8 +72,9 @@ def add_statistics(
         + (", backward too" if with_gradients else ""),
         steps.model | dealt | collected,
         {"tokens": tokens},
-        steps.estimate.statistics(
-            steps.count(tokens),
+        estimates_walk.statistics(
+            steps.sizes,
+            steps.text(tokens),
             groups=loss_quantiles * groups,
             loss_quantiles=loss_quantiles,
             **collected,
@@ -101,7 +102,14 @@ def add_resolve(
             "remove the units of lowest scores, refit what stays layer by layer",
             {**steps.model, "solver": "importance", "refit": True, **dense_target, **params},
             {"tokens": tokens, **inputs},
-            steps.walk(solver["dense_target"], steps.estimate.weight_bytes(start), tokens),
+            estimates_walk.walk(
+                steps.sizes,
+                steps.text(tokens),
+                disk_bytes=steps.sizes.layers_bytes(start),
+                dense_target=solver["dense_target"],
+                eliminates=False,
+                kept=steps.sizes.share(start),
+            ),
         )
         return
     steps.add(
@@ -110,8 +118,5 @@ def add_resolve(
         "remove the units of lowest scores; nothing is refitted",
         {**steps.model, "solver": "importance", "refit": False, **params},
         inputs,
-        Cost(
-            memory_bytes=2 * steps.estimate.layer_bytes,
-            disk_bytes=steps.estimate.weight_bytes(start),
-        ),
+        estimates_walk.removal(steps.sizes, disk_bytes=steps.sizes.layers_bytes(start)),
     )

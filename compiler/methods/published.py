@@ -8,9 +8,11 @@ generations are what gives way.
 from __future__ import annotations
 
 from prunec.compiler.diagnostics import RecipeProblemError
+from prunec.compiler.estimates import unpaged
+from prunec.compiler.estimates_search import judging
+from prunec.compiler.estimates_walk import walk
 from prunec.compiler.methods.teacher import add_teacher
 from prunec.compiler.model.layout import dense_layout
-from prunec.compiler.plan import Cost
 from prunec.compiler.plan_builder import PlanBuilder
 from prunec.compiler.recipe import Search, TyrMethod
 from prunec.compiler.search import grid
@@ -44,7 +46,7 @@ def plan(steps: PlanBuilder) -> str:
             | {"step": [heads, neurons]}
             | ({} if last else {"centre": sizes.as_dict()}),
             {"tokens": "calibration-tokens"} | ({"centre": last} if last else {}),
-            steps.walk(0.0, level_bytes),
+            unpaged(walk(steps.sizes, steps.text("calibration-tokens"), disk_bytes=level_bytes)),
         )
         last = f"search-{number}"
         steps.add(
@@ -59,7 +61,13 @@ def plan(steps: PlanBuilder) -> str:
                 "seed": [search.seed, number],
             },
             {"supernet": f"supernet-{number}", "teacher": "teacher", "tokens": "search-tokens"},
-            Cost(token_forwards=share, memory_bytes=level_bytes),
+            judging(
+                steps.sizes,
+                steps.text("search-tokens"),
+                models=share // steps.count("search-tokens"),
+                top_k=TOP_K,
+                beside=level_bytes,
+            ),
         )
     steps.add(
         "layers",
@@ -69,7 +77,13 @@ def plan(steps: PlanBuilder) -> str:
         | solver
         | {"sparsity": steps.recipe.target.sparsity, "multiple_of": multiple_of},
         {"search": last, "supernet": f"supernet-{rounds}", "tokens": "calibration-tokens"},
-        steps.walk(0.0, steps.estimate.weight_bytes(dense_layout(facts))),
+        unpaged(
+            walk(
+                steps.sizes,
+                steps.text("calibration-tokens"),
+                disk_bytes=steps.sizes.layers_bytes(dense_layout(facts)),
+            )
+        ),
     )
     return "layers"
 
@@ -140,4 +154,4 @@ def _level_bytes(steps: PlanBuilder, sizes: grid.Sizes, step: tuple[int, int]) -
         )
     )
     values = facts.hidden_size * (heads * facts.head_dim + neurons)
-    return values * steps.estimate.value_bytes
+    return values * steps.sizes.value_bytes

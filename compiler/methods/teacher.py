@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from prunec.compiler.plan import Cost
+from prunec.compiler import estimates_search
 from prunec.compiler.plan_builder import PlanBuilder
 
 #: Most likely tokens of the dense model that are kept apart when distributions are compared.
@@ -14,7 +14,6 @@ def add_teacher(steps: PlanBuilder, top_k: int = TOP_K) -> None:
     """The dense model's distributions on the search text: `top_k` tokens and a tail. Added once."""
     if any(step.name == "teacher" for step in steps.steps):
         return
-    tokens = steps.count("search-tokens")
     top = min(top_k, steps.facts.vocab_size)
     steps.add(
         "teacher",
@@ -22,9 +21,5 @@ def add_teacher(steps: PlanBuilder, top_k: int = TOP_K) -> None:
         "next-token distributions of the dense model",
         steps.model | {"top_k": top},
         {"tokens": "search-tokens"},
-        Cost(
-            token_forwards=tokens,
-            memory_bytes=steps.estimate.teacher_bytes(tokens, top) + steps.estimate.layer_bytes,
-            disk_bytes=steps.estimate.teacher_bytes(tokens, top),
-        ),
+        estimates_search.teacher(steps.sizes, steps.text("search-tokens"), top),
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from prunec.compiler import estimates_search
 from prunec.compiler.diagnostics import RecipeProblemError
+from prunec.compiler.estimates_walk import walk
 from prunec.compiler.methods.published import plan as plan_published
-from prunec.compiler.methods.teacher import add_teacher
+from prunec.compiler.methods.teacher import TOP_K, add_teacher
 from prunec.compiler.model.layout import Layout
-from prunec.compiler.plan import Cost
 from prunec.compiler.plan_builder import PlanBuilder, plain
 from prunec.compiler.recipe import Search, TyrMethod
 from prunec.compiler.search.budget import InfeasibleTargetError
@@ -48,11 +49,14 @@ def add_search(steps: PlanBuilder, method: TyrMethod, start: Layout) -> str:
             | ({"centre": centre} if centre else {})
             | (steps.budget() if method.centre is None else steps.legality()),
             walked | steps.tuned,
-            steps.walk(0.0, steps.estimate.nested_bytes),
+            walk(
+                steps.sizes,
+                steps.text("calibration-tokens"),
+                disk_bytes=estimates_search.nested_bytes(steps.sizes)
+                + steps.sizes.layers_bytes(start),
+                first_order=method.first_order,
+            ),
         )
-        held = steps.estimate.nested_bytes
-        if search.searcher == "level_relaxation":
-            held += steps.estimate.relaxation_bytes
         step = steps.neurons(method.first_step / 2 ** (number - 1))
         # What the last round learnt of the layers still holds around its winner.
         earlier = {"earlier": layout_of} if layout_of and search.searcher == "surrogate" else {}
@@ -72,9 +76,14 @@ def add_search(steps: PlanBuilder, method: TyrMethod, start: Layout) -> str:
             | ({"start": plain(start)} if centre and method.centre is not None else {}),
             {"supernet": f"supernet-{number}", "teacher": "teacher", "tokens": "search-tokens"}
             | earlier,
-            Cost(
+            estimates_search.search(
+                steps.sizes,
+                steps.text("search-tokens"),
                 token_forwards=allowances[number - 1]["token_forwards"] or 0,
-                memory_bytes=held,
+                top_k=TOP_K,
+                kept=steps.sizes.share(start),
+                level=step,
+                relaxes=search.searcher == "level_relaxation",
             ),
         )
         layout_of = f"search-{number}"
@@ -84,7 +93,14 @@ def add_search(steps: PlanBuilder, method: TyrMethod, start: Layout) -> str:
         "fit the winner once more, layer by layer, to the inputs it really sees",
         steps.model | steps.solver(),
         {"tokens": "calibration-tokens", "layout": layout_of} | steps.tuned,
-        steps.walk(steps.solver()["dense_target"], steps.estimate.weight_bytes(start)),
+        walk(
+            steps.sizes,
+            steps.text("calibration-tokens"),
+            disk_bytes=steps.sizes.layers_bytes(start),
+            dense_target=steps.solver()["dense_target"],
+            first_order=method.first_order,
+            kept=steps.sizes.share(start),
+        ),
     )
     return "resolve"
 

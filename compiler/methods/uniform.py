@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from prunec.compiler.estimates_walk import walk
 from prunec.compiler.model.layout import Layout
 from prunec.compiler.plan_builder import PlanBuilder, plain
 
@@ -31,5 +32,12 @@ def add_resolve(
         "prune layer by layer, all alike, and refit what stays",
         {**steps.model, **solver, "layout": plain(start), **rank},
         {"tokens": tokens} | steps.tuned,
-        steps.walk(solver["dense_target"], steps.estimate.weight_bytes(start), tokens),
+        walk(
+            steps.sizes,
+            steps.text(tokens),
+            disk_bytes=steps.sizes.layers_bytes(start),
+            dense_target=solver["dense_target"],
+            first_order=solver.get("first_order", 0.0),
+            kept=steps.sizes.share(start),
+        ),
     )

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a checkpoint a layer at a time, and writing one a shard at a time."""
+"""Reading a checkpoint a layer at a time, and writing one a tensor at a time."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.headers import INDEX, SINGLE
 from prunec.compiler.model.layout import LayerSpec, dense_layout, norm_shapes, projection_shapes
+from prunec.compiler.model.tensor_file import TensorFile, TensorSpec, split
 
 #: Values that are looked at together.
 _PIECE = 2**24
@@ -61,44 +61,42 @@ class Checkpoint:
 
 
 def write_checkpoint(
-    folder: Path, tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int
+    folder: Path,
+    specs: Mapping[str, TensorSpec],
+    tensors: Iterable[tuple[str, Tensor]],
+    max_shard_bytes: int,
 ) -> list[str]:
     """Write (name, tensor) pairs as one safetensors file, or as shards with an index.
 
-    Holds one shard in memory at a time. Returns the files written. A shard is closed before the
-    tensor that would take it over `max_shard_bytes`.
+    specs: of all tensors that will come, in the order in which they are put into shards. A shard
+        ends before the tensor that would take it over `max_shard_bytes`.
+    Tensors may come in any order, and are converted to their spec's dtype; one is held at a time.
+    Returns the files written. ModelError if the tensors are not those that were specified.
     """
-    weight_map: dict[str, int] = {}
-    pending: dict[str, Tensor] = {}
-    pending_bytes = total_bytes = shards = 0
-
-    def close_shard() -> None:
-        nonlocal pending, pending_bytes, shards
-        save_file(pending, folder / f"shard-{shards}.partial", metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(pending, shards))
-        pending, pending_bytes, shards = {}, 0, shards + 1
-
-    for name, tensor in tensors:
-        if pending and pending_bytes + tensor.nbytes > max_shard_bytes:
-            close_shard()
-        pending[name] = tensor.contiguous()
-        pending_bytes += tensor.nbytes
-        total_bytes += tensor.nbytes
-    close_shard()
-
-    names = [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
-    if shards == 1:
+    shards = split(specs, max_shard_bytes)
+    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    if len(shards) == 1:
         names = [SINGLE]
-    for number, name in enumerate(names):
-        (folder / f"shard-{number}.partial").rename(folder / name)
-        (folder / name).chmod(
-            0o644
-        )  # the library writes for its owner only; servers read as others
-    if shards == 1:
+    weight_map: dict[str, str] = {}
+    files: dict[str, TensorFile] = {}
+    for file, shard in zip(names, shards, strict=True):
+        weight_map |= dict.fromkeys(shard, file)
+        files[file] = TensorFile(folder / file, shard, {"format": "pt"})
+    lacking = dict(specs)
+    for name, tensor in tensors:
+        due = lacking.pop(name, None)
+        if due is None or due.shape != tuple(tensor.shape):
+            there = due.shape if due else "absent"
+            raise ModelError(f"{name} is {tuple(tensor.shape)}; by its layout it is {there}")
+        files[weight_map[name]].write(name, tensor)
+        del tensor  # before the next one is made
+    for name, due in lacking.items():
+        raise ModelError(f"{name} is absent; by its layout it is {due.shape}")
+    if len(shards) == 1:
         return names
     index = {
-        "metadata": {"total_size": total_bytes},
-        "weight_map": {name: names[shard] for name, shard in sorted(weight_map.items())},
+        "metadata": {"total_size": sum(spec.nbytes for spec in specs.values())},
+        "weight_map": dict(sorted(weight_map.items())),
     }
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return [*names, INDEX]

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from prunec.compiler.model.facts import Facts
@@ -78,6 +78,16 @@ class LayerSelection:
             len(self.neurons),
             self.query_groups,
         )
+
+
+def plain_selection(selection: LayerSelection) -> dict[str, list[int]]:
+    """A selection as JSON."""
+    return {name: list(units) for name, units in asdict(selection).items() if units is not None}
+
+
+def selection_from_plain(plain: Mapping[str, Sequence[int]]) -> LayerSelection:
+    """The selection that `plain_selection` has written."""
+    return LayerSelection(**{name: tuple(units) for name, units in plain.items()})
 
 
 def free_selection(
@@ -162,12 +172,15 @@ def norm_shapes(facts: Facts, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_shapes(facts: Facts, layout: Sequence[LayerSpec]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors of a model by their full names. A tied head is not stored."""
+    """Shapes of all tensors of a model by their full names, in the order in which they are stored.
+
+    A tied head is not.
+    """
     family = facts.family
     shapes: dict[str, tuple[int, ...]] = {family.embedding: (facts.vocab_size, facts.hidden_size)}
     for index, spec in enumerate(layout):
         layer = projection_shapes(facts, spec) | norm_shapes(facts, spec)
-        shapes |= {family.in_layer(index, name): shape for name, shape in layer.items()}
+        shapes |= {family.in_layer(index, name): shape for name, shape in sorted(layer.items())}
     shapes[family.final_norm] = (facts.hidden_size,)
     if not facts.tied:
         shapes[family.head] = shapes[family.embedding]

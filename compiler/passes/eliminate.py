@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunec.compiler.passes.least_squares import NormalEquations, cholesky
+from prunec.compiler.passes.least_squares import NormalEquations, cholesky, invert
 
 #: Pivots chosen between two updates of the matrices: enough for the products to run at full speed,
 #: few enough for what is pending to stay in the cache, where every pivot reads all of it.
@@ -181,8 +181,7 @@ def head_path(
 def _inverse_and_weight(problem: NormalEquations) -> tuple[Tensor, Tensor]:
     factor = problem.factor()
     weight = torch.cholesky_solve(problem.target, factor)
-    # LAPACK fills columns; of a symmetric matrix, the transpose is the same with whole rows.
-    return torch.cholesky_inverse(factor).T.contiguous(), weight
+    return invert(factor), weight
 
 
 def _block_cost(inverse: Tensor, weight: Tensor, columns: Tensor) -> float:

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.scratch import FileTensor
+from prunec.compiler.model.tensor_file import Sliced
 
 #: Rows of a large matrix that are worked on together, where all of them would need a second one.
 _BLOCK = 1024
@@ -143,10 +143,24 @@ def cholesky(gram: Tensor) -> Tensor:
     return factor
 
 
-class Rows(Protocol):
-    """A matrix that gives some of its rows: a tensor, or one that lies in a file."""
+def invert(factor: Tensor) -> Tensor:
+    """The inverse of the matrix with this lower Cholesky factor, in the factor's own memory.
 
-    def __getitem__(self, rows: slice, /) -> Tensor: ...
+    As LAPACK's potri, `A⁻¹ = L⁻ᵀ L⁻¹`, of which it does the halves block by block: all but the
+    diagonal blocks is matrix products, which use all cores of any machine.
+    """
+    blocks = list(_blocks(len(factor)))
+    for rows in blocks:  # L⁻¹, from top to bottom
+        one = torch.eye(rows.stop - rows.start, dtype=factor.dtype, device=factor.device)
+        corner = torch.linalg.solve_triangular(factor[rows, rows], one, upper=False)
+        for columns in blocks[: rows.start // _BLOCK]:
+            above = slice(columns.start, rows.start)
+            factor[rows, columns] = corner @ -(factor[rows, above] @ factor[above, columns])
+        factor[rows, rows] = corner
+    for rows in blocks:  # a row of the product needs no row above it
+        factor[rows, : rows.stop] = factor[rows.start :, rows].T @ factor[rows.start :, : rows.stop]
+        factor[: rows.start, rows] = factor[rows, : rows.start].T
+    return factor
 
 
 @dataclass(frozen=True)
@@ -158,8 +172,8 @@ class NestedSolution:
     """
 
     order: Tensor
-    factor: Rows
-    projected: Rows
+    factor: Sliced
+    projected: Sliced
 
     @classmethod
     def solve(cls, problem: NormalEquations, order: Tensor) -> NestedSolution:

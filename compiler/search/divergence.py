@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,10 +32,22 @@ class TeacherDistributions:
             tail = torch.full(logits.shape[:-1], -torch.inf, device=logits.device)
         return cls(ids.to(torch.int32), log_probs, tail)
 
+    def to(self, device: torch.device) -> TeacherDistributions:
+        """The same on a device."""
+        return TeacherDistributions(
+            self.ids.to(device), self.log_probs.to(device), self.log_tail.to(device)
+        )
+
     def __getitem__(self, windows: slice) -> TeacherDistributions:
         return TeacherDistributions(
             self.ids[windows], self.log_probs[windows], self.log_tail[windows]
         )
+
+
+class Teacher(Protocol):
+    """Distributions that are had by slices of windows: those in memory, or some in a file."""
+
+    def __getitem__(self, windows: slice, /) -> TeacherDistributions: ...
 
 
 def divergence(teacher: TeacherDistributions, logits: Tensor) -> Tensor:

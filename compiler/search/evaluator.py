@@ -4,63 +4,47 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.layout import LayerSpec, Layout
 from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
-from prunec.compiler.passes.nested import CutLayer, NestedLayer
-from prunec.compiler.search.divergence import TeacherDistributions, divergence
-
-#: Cut sublayers that are kept for the candidates to come.
-CUT_BYTES = 2 * 2**30
-
-#: Logits that are alive at once.
-LOGIT_BYTES = 2**27
-
-#: Hidden states of the base layout that are kept for candidates that begin as it does.
-STATE_BYTES = 2**30
+from prunec.compiler.model.states import HiddenStates
+from prunec.compiler.passes.nested import NestedLayer
+from prunec.compiler.search.cuts import Cuts
+from prunec.compiler.search.divergence import Teacher, divergence
 
 
 class Evaluator:
     """Divergence from the dense model of any layout that a supernet can be cut to.
 
-    `token_forwards` counts tokens sent through a candidate, the unit of every search's budget; a
-    candidate that could start from kept hidden states counts like any other.
+    A candidate is run sublayer by sublayer, all of its windows through one before the next is
+    fetched. `token_forwards` counts tokens sent through a candidate, the unit of every search's
+    budget; a candidate that could start from kept hidden states counts like any other.
     """
 
     def __init__(
-        self,
-        decoder: Decoder,
-        supernet: Sequence[NestedLayer],
-        ids: Tensor,
-        teacher: TeacherDistributions,
-        *,
-        cut_bytes: int = CUT_BYTES,
-        state_bytes: int = STATE_BYTES,
+        self, decoder: Decoder, supernet: Sequence[NestedLayer], ids: Tensor, teacher: Teacher
     ) -> None:
-        """ids: [windows, length], the tokens that all candidates are scored on."""
+        """ids: [windows, length], the tokens that all candidates are scored on.
+
+        What is kept for the candidates to come is bounded by the decoder's placement.
+        """
         self.decoder = decoder
         self.supernet = supernet
         self.ids = ids
         self.teacher = teacher
         self.token_forwards = 0
-        # A sublayer is a layer whose other half is absent; the two never share a key, except
-        # where both are absent and alike.
-        self._cuts: OrderedDict[tuple[int, LayerSpec], PerLayerDecoderLayer] = OrderedDict()
-        self._cut_bytes_left = cut_bytes
+        self._cuts = Cuts(decoder)
         self._base: Layout = ()
-        # Hidden states of the base before some of its sublayers, by the sublayer's number:
-        # 2i for the attention of layer i, 2i + 1 for its MLP. [windows, length, hidden_size]
-        self._states: dict[int, Tensor] = {}
-        sites = 2 * decoder.facts.layers
-        site_bytes = ids.numel() * decoder.facts.hidden_size * decoder.dtype.itemsize
-        self._stride = max(1, math.ceil(sites * site_bytes / max(state_bytes, 1)))
+        # What the first sublayer is given, and hidden states of the base before some of the others,
+        # by the sublayer's number: 2i for the attention of layer i, 2i + 1 for its MLP.
+        self._embedded = decoder.embedded(ids)
+        self._states: dict[int, Tensor] = {}  # [windows, length, hidden_size]
 
     @torch.no_grad()
     def rebase(self, layout: Layout) -> Tensor:
@@ -68,13 +52,14 @@ class Evaluator:
 
         Its hidden states are kept, so that a candidate is run from its first other sublayer on.
         """
-        hidden_size, sites = self.decoder.facts.hidden_size, 2 * len(layout)
+        decoder, sites = self.decoder, 2 * len(layout)
+        shape = (*self.ids.shape, decoder.facts.hidden_size)
+        all_bytes = sites * math.prod(shape) * decoder.dtype.itemsize
+        stride = max(1, math.ceil(all_bytes / max(decoder.placement.state_bytes, 1)))
         self._base = ()
         self._states = {
-            site: torch.empty(
-                *self.ids.shape, hidden_size, dtype=self.decoder.dtype, device=self.decoder.device
-            )
-            for site in range(self._stride, sites, self._stride)
+            site: torch.empty(shape, dtype=decoder.dtype, device=decoder.device)
+            for site in range(stride, sites, stride)
         }
         scores = self._run(layout, slice(0, len(self.ids)), keep=True)
         self._base = layout
@@ -85,33 +70,33 @@ class Evaluator:
         """[windows] float64: mean divergence on each of some windows."""
         return self._run(layout, windows, keep=False)
 
-    def _run(self, layout: Layout, windows: slice, *, keep: bool) -> Tensor:
-        length = self.ids.shape[1]
-        start = max((s for s in self._states if s <= self._shared_sites(layout)), default=0)
-        scores: list[Tensor] = []
-        for batch in self.decoder.batches(windows.stop - windows.start, length):
-            here = slice(windows.start + batch.start, windows.start + batch.stop)
-            hidden = self._states[start][here] if start else self.decoder.embed(self.ids[here])
-            for site in range(start, 2 * len(layout)):
-                if keep and site in self._states:
-                    self._states[site][here] = hidden
-                index = site // 2
-                if site % 2 == 0:
-                    hidden = self.decoder.attend(self._attention(index, layout[index]), hidden)
-                else:
-                    hidden = self.decoder.feed(self._mlp(index, layout[index]), hidden)
-            scores.extend(self._compared(hidden, here))
-        self.token_forwards += (windows.stop - windows.start) * length
-        return torch.cat(scores).double().cpu()
+    def scored(self, layouts: Sequence[Layout], windows: slice) -> Iterator[Tensor]:
+        """`divergences` of each layout."""
+        return (self.divergences(layout, windows) for layout in layouts)
 
-    def _compared(self, hidden: Tensor, windows: slice) -> Iterator[Tensor]:
-        """Divergences of some windows from their last hidden states, few logits at a time."""
-        length = self.ids.shape[1]
-        size = max(1, LOGIT_BYTES // (4 * length * self.decoder.facts.vocab_size))
-        for start in range(0, len(hidden), size):
-            part = slice(windows.start + start, min(windows.start + start + size, windows.stop))
-            logits = self.decoder.logits(hidden[start : start + size])
-            yield divergence(self.teacher[part], logits)
+    def _run(self, layout: Layout, windows: slice, *, keep: bool) -> Tensor:
+        count, length = windows.stop - windows.start, self.ids.shape[1]
+        batches = [*self.decoder.batches(count, length)]
+        shared = self._shared_sites(layout)
+        start = max((site for site in self._states if site <= shared), default=0)
+        kept: Tensor | HiddenStates = self._states[start] if start else self._embedded
+        hidden = self.decoder.states(count, length)
+        for batch in batches:
+            hidden[batch] = kept[_within(windows, batch)]
+        for site in range(start, 2 * len(layout)):
+            run = self.decoder.feed if site % 2 else self.decoder.attend
+            sublayer = self._sublayer(site, layout[site // 2])
+            for batch in batches:
+                before = hidden[batch]
+                if keep and site in self._states:
+                    self._states[site][_within(windows, batch)] = before
+                hidden[batch] = run(sublayer, before)
+        scores = [
+            divergence(self.teacher[_within(windows, few)], self.decoder.logits(hidden[few]))
+            for few in self.decoder.few(count, length)
+        ]
+        self.token_forwards += count * length
+        return torch.cat(scores).double().cpu()
 
     def _shared_sites(self, layout: Layout) -> int:
         """How many sublayers from the first on are those of the base."""
@@ -124,34 +109,22 @@ class Evaluator:
                 return 2 * index + 1
         return 2 * len(layout)
 
-    def _attention(self, index: int, spec: LayerSpec) -> PerLayerDecoderLayer:
-        def cut() -> CutLayer:
-            tensors = self.decoder.layer_tensors(index)
+    def _sublayer(self, site: int, spec: LayerSpec) -> PerLayerDecoderLayer:
+        """A layer at a spec, whose other half is absent."""
+        index, is_mlp = divmod(site, 2)
+        alone = replace(spec, query_heads=0, kv_heads=0) if is_mlp else replace(spec, ffn=0)
+
+        def cut() -> dict[str, Tensor]:
+            facts, nested = self.decoder.facts, self.supernet[index]
+            tensors = self.decoder.layer_tensors(index, having=alone)
+            if is_mlp:
+                return nested.mlp.cut(facts, tensors, spec.ffn).tensors
             shape = (spec.query_heads, spec.kv_heads)
-            return self.supernet[index].attention.cut(self.decoder.facts, tensors, shape)
+            return nested.attention.cut(facts, tensors, shape).tensors
 
-        return self._cached(index, replace(spec, ffn=0), cut)
-
-    def _mlp(self, index: int, spec: LayerSpec) -> PerLayerDecoderLayer:
-        def cut() -> CutLayer:
-            tensors = self.decoder.layer_tensors(index)
-            return self.supernet[index].mlp.cut(self.decoder.facts, tensors, spec.ffn)
-
-        return self._cached(index, replace(spec, query_heads=0, kv_heads=0), cut)
-
-    def _cached(
-        self, index: int, spec: LayerSpec, cut: Callable[[], CutLayer]
-    ) -> PerLayerDecoderLayer:
-        if (index, spec) not in self._cuts:
-            layer = self.decoder.layer(index, spec, cut().tensors)
-            self._cuts[index, spec] = layer
-            self._cut_bytes_left -= _bytes(layer)
-            while self._cut_bytes_left < 0 and len(self._cuts) > 1:
-                _, oldest = self._cuts.popitem(last=False)
-                self._cut_bytes_left += _bytes(oldest)
-        self._cuts.move_to_end((index, spec))
-        return self._cuts[index, spec]
+        return self._cuts.get(index, alone, cut)
 
 
-def _bytes(module: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in module.parameters())
+def _within(windows: slice, part: slice) -> slice:
+    """A part of some windows, as all of them are numbered."""
+    return slice(windows.start + part.start, windows.start + part.stop)

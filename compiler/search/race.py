@@ -12,7 +12,7 @@ al., 2002).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,7 +36,9 @@ class Scorer(Protocol):
 
     def rebase(self, layout: Layout) -> Tensor: ...
 
-    def divergences(self, layout: Layout, windows: slice) -> Tensor: ...
+    def scored(self, layouts: Sequence[Layout], windows: slice) -> Iterable[Tensor]:
+        """The divergences of each layout on some windows, in their order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,10 @@ def race(
     running, scored, before = list(pool), 0, 0
     for stage in stages:
         running = running[: stage.candidates]
-        for candidate in running if stage.windows > before else []:
-            more = scorer.divergences(budget.layout(candidate), slice(before, stage.windows))
+        due = running if stage.windows > before else []
+        layouts = [budget.layout(candidate) for candidate in due]
+        found = scorer.scored(layouts, slice(before, stage.windows))
+        for candidate, more in zip(due, found, strict=True):
             values = np.nan_to_num(more.numpy(), nan=math.inf, posinf=math.inf, neginf=math.inf)
             scores[candidate] = np.concatenate([scores[candidate], values])
             scored += stage.windows - before

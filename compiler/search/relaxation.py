@@ -30,8 +30,7 @@ from prunec.compiler.model.layout import LayerSpec
 from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
 from prunec.compiler.model.surgery import head_rows
 from prunec.compiler.passes.nested import CutLayer, NestedLayer
-from prunec.compiler.search.divergence import TeacherDistributions, divergence
-from prunec.compiler.search.evaluator import LOGIT_BYTES
+from prunec.compiler.search.divergence import Teacher, divergence
 
 Numbers = NDArray[np.float64]
 
@@ -68,7 +67,7 @@ class Relaxation:
         decoder: Decoder,
         supernet: Sequence[NestedLayer],
         ids: Tensor,
-        teacher: TeacherDistributions,
+        teacher: Teacher,
         sites: Sequence[Site],
     ) -> None:
         """ids: [windows, length]; sites: together, every sublayer once."""
@@ -113,13 +112,10 @@ class Relaxation:
             hidden = self.decoder.feed(mlp.layer, hidden)
         # Few logits at a time: their gradients are gathered at the last hidden states.
         last = hidden.detach().requires_grad_()
-        length = self.ids.shape[1]
-        size = max(1, LOGIT_BYTES // (4 * length * self.decoder.facts.vocab_size))
         total = 0.0
-        for start in range(0, len(last), size):
-            part = slice(windows.start + start, min(windows.start + start + size, windows.stop))
-            logits = self.decoder.logits(last[start : start + size])
-            loss = divergence(self.teacher[part], logits).sum()
+        for few in self.decoder.few(*last.shape[:2]):
+            part = slice(windows.start + few.start, windows.start + few.stop)
+            loss = divergence(self.teacher[part], self.decoder.logits(last[few])).sum()
             loss.backward()
             total += loss.item()
         hidden.backward(last.grad)

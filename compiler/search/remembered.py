@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -39,12 +39,20 @@ class Remembered:
     def rebase(self, layout: Layout) -> Tensor:
         return self.scorer.rebase(layout)
 
-    def divergences(self, layout: Layout, windows: slice) -> Tensor:
-        plain = [[spec.query_heads, spec.kv_heads, spec.ffn] for spec in layout]
-        key = json.dumps([plain, windows.start, windows.stop])
-        if key not in self.scores:
-            self.scores[key] = self.scorer.divergences(layout, windows).tolist()
+    def scored(self, layouts: Sequence[Layout], windows: slice) -> Iterator[Tensor]:
+        keys = [_key(layout, windows) for layout in layouts]
+        unknown = {
+            key: layout for key, layout in zip(keys, layouts, strict=True) if key not in self.scores
+        }
+        found = self.scorer.scored(list(unknown.values()), windows)
+        for key, scores in zip(unknown, found, strict=True):
+            self.scores[key] = scores.tolist()
             if time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
                 self.save(self.scores)
                 self._saved_at = time.monotonic()
-        return torch.tensor(self.scores[key], dtype=torch.float64)
+        return (torch.tensor(self.scores[key], dtype=torch.float64) for key in keys)
+
+
+def _key(layout: Layout, windows: slice) -> str:
+    plain = [[spec.query_heads, spec.kv_heads, spec.ffn] for spec in layout]
+    return json.dumps([plain, windows.start, windows.stop])

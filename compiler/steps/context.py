@@ -18,10 +18,14 @@ from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.layout import Layout, layout_from_plain
 from prunec.compiler.model.layout import plain_layout as plain_layout
+from prunec.compiler.model.placement import ROOMY, Placement
+from prunec.compiler.passes.workers import ALONE, Workers
 from prunec.compiler.plan import Plan, Step
 from prunec.compiler.plan_builder import Subject
 from prunec.compiler.recipe import Recipe
 from prunec.compiler.store import Entry, Store
+
+_CPU = torch.device("cpu")
 
 #: Called with (done, of, note) while a step runs.
 Progress = Callable[[int, int, str], None]
@@ -44,6 +48,9 @@ class Context:
     subject: Subject
     plan: Plan
     store: Store
+    device: torch.device = _CPU
+    placement: Placement = ROOMY
+    workers: Workers = ALONE
 
     def entry(self, step: Step, role: str) -> Entry:
         """What the step that plays a role among a step's inputs has made."""
@@ -66,8 +73,13 @@ class Context:
     @cached_property
     def decoder(self) -> Decoder:
         dtype = getattr(torch, self.recipe.model.dtype)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return Decoder(Checkpoint(self.folder, self.subject.facts), dtype, device)
+        checkpoint = Checkpoint(self.folder, self.subject.facts)
+        return Decoder(checkpoint, dtype, self.device, self.placement)
+
+    def release(self) -> None:
+        """Let go of what the next step may do without, see `Decoder.release`."""
+        if "decoder" in vars(self):
+            self.decoder.release()
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prunec.compiler.diagnostics import BuildError
-from prunec.compiler.estimates import walk_forwards
+from prunec.compiler.estimates_walk import walk_forwards
 from prunec.compiler.layer_store import StoredLayers, save_cut
 from prunec.compiler.model.layout import LayerSelection, Layout
 from prunec.compiler.model.surgery import slice_layer

@@ -65,7 +65,8 @@ def run_measure(context: Context, step: Step, entry: Entry, progress: Progress) 
     if "artefact" in step.inputs:
         EXPORTERS["hf"].load()  # lets transformers know our classes: no remote code is run
         folder = artefact_folder(context, step)
-    model = open_model(folder, getattr(torch, step.params["dtype"]), device=_device())
+    dtype = getattr(torch, step.params["dtype"])
+    model = open_model(folder, dtype, device=context.device, memory=_memory(context))
     result: Summary = {"texts": {}}
     for role in step.inputs:
         if role in ("artefact", "dense"):
@@ -223,5 +224,6 @@ def _bytes_if_written(context: Context) -> int:
     return others + weights * int(getattr(torch, context.recipe.model.dtype).itemsize)
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _memory(context: Context) -> int | None:
+    """Bytes that a model and what is computed with it may take on its device; None: no limit."""
+    return None

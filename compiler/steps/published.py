@@ -20,9 +20,9 @@ from prunec.compiler.passes.published import (
 )
 from prunec.compiler.plan import Step
 from prunec.compiler.search import grid, published
-from prunec.compiler.search.divergence import TeacherDistributions
 from prunec.compiler.search.published_scorer import PublishedScorer
 from prunec.compiler.steps.context import Context, Progress, Summary
+from prunec.compiler.steps.teacher import stored_teacher
 from prunec.compiler.store import Entry
 
 
@@ -95,10 +95,8 @@ def run_published_supernet(
 def run_published_search(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
     decoder, ids, params = context.decoder, context.ids(step), step.params
     supernet = _supernet(context, step)
-    teacher, _ = context.entry(step, "teacher").require_tensors("teacher")
-    on_device = {name: tensor.to(decoder.device) for name, tensor in teacher.items()}
     layers = [supernet.require(index) for index in range(decoder.facts.layers)]
-    scorer = PublishedScorer(decoder, layers, ids, TeacherDistributions(**on_device))
+    scorer = PublishedScorer(decoder, layers, ids, stored_teacher(context, step)[:])
     settings = published.Settings(
         offspring=params["offspring"],
         generations=params["generations"],

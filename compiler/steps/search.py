@@ -19,6 +19,7 @@ from prunec.compiler.search.random_layouts import RandomLayouts
 from prunec.compiler.search.relaxation import Relaxation
 from prunec.compiler.search.remembered import Remembered
 from prunec.compiler.search.searcher import Searcher, Settings, State, search
+from prunec.compiler.search.shared import SharedScorer, assist
 from prunec.compiler.search.space import Space
 from prunec.compiler.search.surrogate import ErrorCurves, Surrogate
 from prunec.compiler.steps.context import Context, Progress, Summary, layout_of, plain_layout
@@ -62,12 +63,19 @@ def run_search(context: Context, step: Step, entry: Entry, progress: Progress) -
                 prior = known.get("sensitivities")
                 return Surrogate(space, ErrorCurves.of(supernet), start, prior)
 
+    evaluator, shared = Evaluator(decoder, supernet, ids, distributions), None
+    if not context.workers.leads:
+        assist(evaluator, context.workers)
+        return {}
+    if context.workers.size > 1:
+        shared = SharedScorer(evaluator, context.workers)
+
     saved = entry.load_json("state")
     resumed = State.from_dict(saved) if saved else None
     unfinished = entry.load_json("scores") or {}
     generation = len(resumed.history) if resumed else 0
     scorer = Remembered(
-        Evaluator(decoder, supernet, ids, distributions),
+        shared or evaluator,
         unfinished["scores"] if unfinished.get("generation") == generation else {},
         lambda scores: entry.save_json("scores", {"generation": generation, "scores": scores}),
     )
@@ -100,6 +108,8 @@ def run_search(context: Context, step: Step, entry: Entry, progress: Progress) -
         resumed=resumed,
         on_generation=remember,
     )
+    if shared:
+        shared.end()
     return {
         "token_forwards": state.token_forwards,
         "layout": plain_layout(budget.layout(state.parent)),

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from prunec.compiler.estimates import walk_forwards
+from prunec.compiler.estimates_walk import walk_forwards
 from prunec.compiler.layer_store import StoredLayers
 from prunec.compiler.model.layout import Layout
 from prunec.compiler.passes.sequential import Solver, prune_sequentially
@@ -39,6 +39,8 @@ def run_supernet(context: Context, step: Step, entry: Entry, progress: Progress)
 def run_resolve(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
     settings = settings_of(context, step)
     if settings["solver"] == "importance":
+        if not context.workers.leads:
+            return {}
         return resolve_by_importance(context, step, entry, progress, settings)
     layout = layout_of(context, step, "layout")
     return _walk(context, step, entry, progress, layout, [], with_nested=False)
@@ -70,6 +72,7 @@ def _walk(
         Solver(params["damping"], params["dense_target"], params["first_order"]),
         StoredLayers(entry, context.decoder.device, with_nested),
         waypoints=waypoints,
+        workers=context.workers,
         on_layer=lambda done: progress(done, len(layout), "layers"),
     )
     return {

@@ -13,7 +13,7 @@ from torch import Tensor
 from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
 from prunec.compiler.passes.importance.gradients import few_windows, window_losses
-from prunec.compiler.search.divergence import TeacherDistributions, divergence
+from prunec.compiler.search.divergence import Teacher, divergence
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class HeldOut:
     """
 
     ids: Tensor
-    teacher: TeacherDistributions | None
+    teacher: Teacher | None
 
 
 def scores_of(

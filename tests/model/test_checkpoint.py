@@ -17,6 +17,7 @@ from prunec.compiler.model.checkpoint import Checkpoint, write_checkpoint
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.folder import facts_from_folder
 from prunec.compiler.model.headers import INDEX, SINGLE, read_headers
+from prunec.compiler.model.tensor_file import TensorSpec
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -105,6 +106,11 @@ def test_a_file_that_changed_after_its_header_was_read_is_a_model_error(
 # --- writing --------------------------------------------------------------------------------------
 
 
+def _write(folder: Path, tensors: dict[str, Tensor], limit: int) -> list[str]:
+    specs = {name: TensorSpec(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+    return write_checkpoint(folder, specs, reversed(tensors.items()), limit)
+
+
 @given(
     st.lists(
         st.tuples(st.lists(st.integers(0, 5), max_size=3), st.sampled_from(DTYPES)),
@@ -124,7 +130,7 @@ def test_what_is_written_is_what_is_read_back_whatever_the_shards(
     folder.mkdir()
     tensors = {f"t{i}": torch.randn(s).to(d) for i, (s, d) in enumerate(specs)}
 
-    files = write_checkpoint(folder, tensors.items(), limit)
+    files = _write(folder, tensors, limit)
 
     assert sorted(path.name for path in folder.iterdir()) == sorted(files)
     shards = {name: load_file(folder / name) for name in files if name != INDEX}
@@ -140,31 +146,36 @@ def test_what_is_written_is_what_is_read_back_whatever_the_shards(
         assert index["metadata"]["total_size"] == sum(t.nbytes for t in tensors.values())
 
 
-def test_a_view_is_written_as_the_values_that_it_shows(tmp_path: Path) -> None:
-    whole = torch.arange(20.0).reshape(4, 5)
-    write_checkpoint(tmp_path, [("a", whole.T), ("b", whole[:, 1:3])], 10**6)
-    written = load_file(tmp_path / SINGLE)
-    assert torch.equal(written["a"], whole.T)
-    assert torch.equal(written["b"], whole[:, 1:3])
+@pytest.mark.parametrize(
+    "came, complaint",
+    [
+        ({"a": torch.zeros(3)}, r"^b is absent; by its layout it is \(2, 2\)"),
+        ({"a": torch.zeros(2, 1)}, r"^a is \(2, 1\); by its layout it is \(3,\)"),
+        ({"c": torch.zeros(1)}, r"^c is \(1,\); by its layout it is absent"),
+    ],
+)
+def test_tensors_that_are_not_those_of_the_layout_are_refused(
+    tmp_path: Path, came: dict[str, Tensor], complaint: str
+) -> None:
+    specs = {"a": TensorSpec(torch.float32, (3,)), "b": TensorSpec(torch.float32, (2, 2))}
+    with pytest.raises(ModelError, match=complaint):
+        write_checkpoint(tmp_path, specs, came.items(), 10**6)
 
 
-def test_no_more_than_a_shard_is_held_at_once(tmp_path: Path) -> None:
-    alive: list[int] = []
-    held = 0
+def test_tensors_are_converted_and_written_one_at_a_time(
+    tmp_path: Path, peak_growth: Callable[[str], int]
+) -> None:
+    grown = peak_growth(f"""
+        from pathlib import Path
+        import torch
+        from prunec.compiler.model.checkpoint import write_checkpoint
+        from prunec.compiler.model.tensor_file import TensorSpec
 
-    class Held(torch.Tensor):
-        def __del__(self) -> None:
-            nonlocal held
-            held -= 1
-
-    def tensors() -> object:
-        nonlocal held
-        for i in range(12):
-            held += 1
-            alive.append(held)
-            yield f"t{i}", torch.zeros(25).as_subclass(Held)
-
-    write_checkpoint(tmp_path, tensors(), 300)  # type: ignore[arg-type]
-    assert len(list(tmp_path.glob("*.safetensors"))) == 4
-    # A full shard, the tensor that closes it, and the one just made.
-    assert max(alive) <= 5
+        shape, names = (20_000, 1_000), [f"t{{i}}" for i in range(5)]
+        specs = {{name: TensorSpec(torch.bfloat16, shape) for name in names}}
+        tensors = ((name, torch.full(shape, 1.5)) for name in names)
+        start()
+        write_checkpoint(Path({str(tmp_path)!r}), specs, tensors, 10**9)
+    """)
+    assert (tmp_path / SINGLE).stat().st_size > 200e6
+    assert grown < 130e6  # of tensors that take 80 MB when they come

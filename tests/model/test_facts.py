@@ -162,12 +162,12 @@ def test_a_folder_without_a_config_or_weights_is_refused(tmp_path: Path, folder:
     ("changes", "said"),
     [
         ({"num_hidden_layers": 3}, "has no tensor model.layers.2."),
-        ({"intermediate_size": 25}, "gate_proj.weight has shape (24, 32)"),
+        ({"intermediate_size": 25}, "down_proj.weight has shape (32, 24)"),
         ({"num_key_value_heads": 4}, "k_proj.weight has shape (16, 32)"),
-        ({"head_dim": 4}, "q_proj.weight has shape (32, 32)"),
+        ({"head_dim": 4}, "k_proj.weight has shape (16, 32)"),
         ({"hidden_size": 33}, "embed_tokens.weight has shape (300, 32)"),
         ({"vocab_size": 301}, "embed_tokens.weight has shape (300, 32)"),
-        ({"attention_bias": True}, "has no tensor model.layers.0.self_attn.q_proj.bias"),
+        ({"attention_bias": True}, "has no tensor model.layers.0.self_attn.k_proj.bias"),
     ],
 )
 def test_weights_of_another_shape_than_the_config_says_are_refused(

@@ -17,6 +17,8 @@ from prunec.compiler.passes.least_squares import (
     GramStatistics,
     NestedSolution,
     NormalEquations,
+    cholesky,
+    invert,
     normal_equations,
 )
 
@@ -189,3 +191,16 @@ def test_activations_that_are_not_finite_are_refused_on_either_path(
     statistics.add(**batch)
     with pytest.raises(ModelError, match="NaN or an infinity"):
         normal_equations(statistics, torch.randn(4, 2), damping=0.01, dense_target=0.5)
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 11, 12])
+def test_an_inverse_is_made_of_a_factor_block_by_block(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(least_squares, "_BLOCK", 4)
+    rng = np.random.default_rng()
+    rows = rng.standard_normal((2 * size, size)) * np.exp(rng.standard_normal(size))
+    gram = rows.T @ rows
+    inverse = invert(cholesky(torch.from_numpy(gram))).numpy()
+    expected = np.linalg.inv(gram)
+    np.testing.assert_allclose(inverse, expected, rtol=0, atol=1e-9 * np.abs(expected).max())

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from prunec.compiler.model import decoder as decoder_module
 from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.folder import facts_from_folder
 from prunec.compiler.model.layout import LayerSpec, Layout, dense_layout
+from prunec.compiler.model.placement import Placement
+from prunec.compiler.passes.least_squares import NestedSolution
 from prunec.compiler.passes.nested import CutLayer, NestedLayer
 from prunec.compiler.passes.sequential import Solver, prune_sequentially
 from prunec.compiler.search.divergence import TeacherDistributions
@@ -33,6 +34,8 @@ def _fresh_numbers(request: pytest.FixtureRequest) -> None:
 
 class Supernet:
     """The memory of a walk that keeps every size of every layer."""
+
+    with_nested = True
 
     def __init__(self) -> None:
         self.layers: list[NestedLayer] = []
@@ -70,9 +73,11 @@ class Lab:
     def reference(self) -> LlamaForCausalLM:
         return LlamaForCausalLM.from_pretrained(self.folder, dtype=self.dtype).eval()
 
-    def evaluator(self, **options: Any) -> Evaluator:
+    def evaluator(self, **placement: Any) -> Evaluator:
         teacher = TeacherDistributions.from_logits(self.dense.float(), VOCAB)
-        return Evaluator(self.decoder, self.supernet, self.ids, teacher, **options)
+        placed = Placement(**placement)
+        decoder = Decoder(self.decoder.checkpoint, self.dtype, self.decoder.device, placed)
+        return Evaluator(decoder, self.supernet, self.ids, teacher)
 
     @torch.no_grad()
     def expected(self, layout: Layout) -> Tensor:
@@ -127,12 +132,11 @@ def test_the_dense_layout_does_not_diverge(tiny_llama: Callable[..., Path], dtyp
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_candidate_diverges_as_its_masked_and_refitted_model_does(
-    lab: Lab, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, layout: Layout
 ) -> None:
-    monkeypatch.setattr(decoder_module, "BATCH_TOKENS", 30)  # several batches
     expected = lab.expected(layout)
     assert expected.min() > 0.01
-    evaluator = lab.evaluator()
+    evaluator = lab.evaluator(batch_tokens=30)  # several batches
     torch.testing.assert_close(
         evaluator.divergences(layout, slice(0, 6)), expected, rtol=1e-4, atol=1e-6
     )
@@ -149,10 +153,47 @@ def test_a_small_cache_changes_no_score_and_stays_small(lab: Lab, cut_bytes: int
         assert torch.equal(
             roomy.divergences(layout, slice(0, 2)), tight.divergences(layout, slice(0, 2))
         )
-    held = sum(p.nbytes for layer in tight._cuts.values() for p in layer.parameters())
-    assert held == cut_bytes - tight._cut_bytes_left
-    assert held <= cut_bytes or len(tight._cuts) == 1
-    assert len(roomy._cuts) > 2 * len(tight._cuts)
+    cuts = tight._cuts._held
+    held = sum(p.nbytes for layer in cuts.values() for p in layer.parameters())
+    assert held == cut_bytes - tight._cuts._bytes_left
+    assert held <= cut_bytes or len(cuts) == 1
+    assert len(roomy._cuts._held) > 2 * len(cuts)
+
+
+@pytest.mark.parametrize("file_bytes", [2**20, 20_000])
+def test_a_search_that_pages_scores_as_one_in_memory_does(
+    lab: Lab, file_bytes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    solved: list[int] = []
+    weight = NestedSolution.weight
+
+    def counted(solution: NestedSolution, size: int) -> tuple[Tensor, Tensor]:
+        solved.append(size)
+        return weight(solution, size)
+
+    monkeypatch.setattr(NestedSolution, "weight", counted)
+    small: dict[str, Any] = {"batch_tokens": 30, "cut_bytes": 1, "state_bytes": 30_000}
+    paged = lab.evaluator(
+        **small,
+        cut_file_bytes=file_bytes,
+        states_in_file=True,
+        vocabulary_stays=False,
+        scratch=tmp_path / "scratch",
+    )
+    roomy = lab.evaluator(batch_tokens=30, state_bytes=30_000)
+    needed = []
+    for evaluator in (roomy, paged):
+        solved.clear()
+        scores = [evaluator.rebase(LAYOUTS[1])]
+        for layout in [*LAYOUTS, *reversed(LAYOUTS), *LAYOUTS]:
+            scores += [evaluator.divergences(layout, slice(1, 5))]
+        needed.append((torch.cat(scores), len(solved)))
+    (expected, once), (measured, times) = needed
+    assert torch.equal(measured, expected)
+    # From the file a sublayer comes back as it is; without one it is solved for again.
+    assert times == once if file_bytes == 2**20 else times > once
+    assert paged.token_forwards == roomy.token_forwards
+    assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_scores_do_not_depend_on_what_was_scored_before(lab: Lab) -> None:
@@ -174,9 +215,8 @@ def test_bf16_models_are_scored_too(tiny_llama: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize("state_bytes", [0, 30_000, 2**30])
 def test_a_candidate_scores_alike_from_the_start_and_from_kept_states(
-    lab: Lab, state_bytes: int, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, state_bytes: int
 ) -> None:
-    monkeypatch.setattr(decoder_module, "BATCH_TOKENS", 30)
     base = LAYOUTS[1]
     near = [
         base,
@@ -186,7 +226,7 @@ def test_a_candidate_scores_alike_from_the_start_and_from_kept_states(
         _layout((4, 2, 7), (2, 1, 7), (1, 1, 3)),
         _layout((2, 1, 24), (2, 1, 7), (1, 1, 3)),  # the first sublayer
     ]
-    cached = lab.evaluator(state_bytes=state_bytes)
+    cached = lab.evaluator(batch_tokens=30, state_bytes=state_bytes)
     plain = [lab.evaluator().divergences(layout, slice(0, 6)) for layout in near]
     torch.testing.assert_close(cached.rebase(base), plain[0], rtol=0, atol=1e-5)
     for layout, expected in zip(near, plain, strict=True):
@@ -203,7 +243,8 @@ def test_kept_states_save_the_sublayers_that_are_shared(
     evaluator = lab.evaluator()
     evaluator.rebase(LAYOUTS[0])
     ran: list[str] = []
-    attend, feed = lab.decoder.attend, lab.decoder.feed
+    decoder = evaluator.decoder
+    attend, feed = decoder.attend, decoder.feed
 
     def noted(name: str, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def running(*args: object) -> Tensor:
@@ -212,7 +253,7 @@ def test_kept_states_save_the_sublayers_that_are_shared(
 
         return running
 
-    monkeypatch.setattr(lab.decoder, "attend", noted("attention", attend))
-    monkeypatch.setattr(lab.decoder, "feed", noted("mlp", feed))
+    monkeypatch.setattr(decoder, "attend", noted("attention", attend))
+    monkeypatch.setattr(decoder, "feed", noted("mlp", feed))
     evaluator.divergences(_layout((2, 1, 12), (2, 1, 7), (2, 1, 12)), slice(0, 6))
     assert ran == ["mlp", "attention", "mlp"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -94,6 +95,9 @@ class Additive:
 
     def rebase(self, layout: Layout) -> Tensor:
         return self.divergences(layout, slice(0, WINDOWS))
+
+    def scored(self, layouts: Sequence[Layout], windows: slice) -> Iterator[Tensor]:
+        return (self.divergences(layout, windows) for layout in layouts)
 
     def divergences(self, layout: Layout, windows: slice) -> Tensor:
         self.windows_run += windows.stop - windows.start

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -87,6 +87,9 @@ class Separable:
 
     def rebase(self, layout: Layout) -> Tensor:
         return self.divergences(layout, slice(0, 16))
+
+    def scored(self, layouts: Sequence[Layout], windows: slice) -> Iterator[Tensor]:
+        return (self.divergences(layout, windows) for layout in layouts)
 
     def divergences(self, layout: Layout, windows: slice) -> Tensor:
         self.windows_scored += windows.stop - windows.start

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start several workers on this machine, by torchrun's own means, and tell how they ended.
+
+The first worker speaks for all of them. What another one says is read only when it fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from prunec.compiler.diagnostics import BuildError
+from prunec.compiler.passes.workers import LAUNCHED, WorkerLostError
+
+#: How a worker ends that has nothing to say but that another one is gone.
+LOST = 75
+
+_GO_ON = "finished layers and steps are kept; run the same command again"
+
+
+def launch(arguments: Sequence[str], workers: int) -> int:
+    """Run `prunec` with some arguments in so many processes. Returns the first one's exit code.
+
+    BuildError if another one fails, or any is killed: the rest are then ended.
+    """
+    cores = os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+    os.environ[LAUNCHED] = "1"
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory(prefix="prunec-workers-") as logs:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=workers,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(logs, dict.fromkeys(range(1, workers), Std.OUT | Std.ERR)),
+        )
+        start = elastic_launch(config, sys.executable)
+        try:
+            start("-m", "prunec.compiler", *arguments)
+        except ChildFailedError as error:
+            return _judged(error.failures, Path(logs))
+        except SignalException as told:
+            return 128 + int(told.sigval)
+    return 0
+
+
+@contextmanager
+def telling_of_lost_workers() -> Iterator[None]:
+    """What a worker says of another one that is gone: nothing if `launch` is there to say it."""
+    try:
+        yield
+    except WorkerLostError as error:
+        if LAUNCHED in os.environ:
+            raise SystemExit(LOST) from error
+        raise BuildError(f"another worker is gone: {error}", hint=_GO_ON) from error
+
+
+def _judged(failures: Mapping[int, ProcessFailure], logs: Path) -> int:
+    """The first worker's exit code if it knew why it ended. BuildError for the one that did not."""
+    codes = {rank: failure.exitcode for rank, failure in sorted(failures.items())}
+    told = {rank: code for rank, code in codes.items() if code not in (LOST, -signal.SIGTERM)}
+    if told.get(0, 0) > 0:
+        return told[0]  # it has said why
+    rank, code = next(iter((told or codes).items()))
+    if code < 0:
+        raise BuildError(f"worker {rank} was killed by {signal.Signals(-code).name}", hint=_GO_ON)
+    said = [line for path in logs.rglob(f"{rank}/stderr.log") for line in _lines(path)]
+    raise BuildError(f"worker {rank}: {said[0] if said else f'ended with {code}'}", hint=_GO_ON)
+
+
+def _lines(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return [line for line in text.splitlines() if line.strip()]
