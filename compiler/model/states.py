@@ -27,13 +27,14 @@ class HiddenStates:
         self.dtype = dtype
         self.device = device
         self.placement = placement
+        in_host = placement.states_on_host or placement.states_in_file
+        self._where = torch.device("cpu") if in_host else device
         self._held: Tensor | FileTensor
         if placement.states_in_file:
             assert placement.scratch is not None
             self._held = FileTensor(shape, dtype, placement.scratch)
         else:
-            where = "cpu" if placement.states_on_host else device
-            self._held = torch.empty(self.shape, dtype=dtype, device=where)
+            self._held = torch.empty(self.shape, dtype=dtype, device=self._where)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -52,5 +53,9 @@ class HiddenStates:
             copy[number : number + 1] = self[number : number + 1]
         return copy
 
-    def __setitem__(self, windows: slice, states: Tensor) -> None:
-        self._held[windows] = states
+    def __setitem__(self, windows: slice | Tensor, states: Tensor) -> None:
+        if isinstance(self._held, Tensor) or isinstance(windows, slice):
+            self._held[windows] = states.to(self._where)  # type: ignore[index]  # as above
+            return
+        for number, state in zip(windows.tolist(), states, strict=True):
+            self[number : number + 1] = state

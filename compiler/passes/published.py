@@ -23,6 +23,7 @@ from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import dense_layout, free_selection
 from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
+from prunec.compiler.model.states import HiddenStates
 from prunec.compiler.model.surgery import head_rows, slice_layer
 from prunec.compiler.passes.least_squares import cholesky
 from prunec.compiler.passes.nested import CutLayer
@@ -213,7 +214,7 @@ def build_levels(
     ids: [windows, length] calibration tokens; `memory` gets the result.
     """
     facts, family = decoder.facts, decoder.facts.family
-    hidden = decoder.embed(ids)
+    hidden = decoder.embedded(ids)
     for index, wanted in enumerate(sizes):
         levels = memory.load(index)
         tensors = decoder.layer_tensors(index)
@@ -254,7 +255,7 @@ def solve_widths(
     supernet: what that has made of a layer. Yields (layer, level) as the walk comes by.
     """
     family = decoder.facts.family
-    hidden = decoder.embed(ids)
+    hidden = decoder.embedded(ids)
     for index in range(max(widths, default=-1) + 1):
         tensors = decoder.layer_tensors(index)
         if index in widths:
@@ -276,7 +277,9 @@ def _levels(
     return levels
 
 
-def _grams(decoder: Decoder, layer: PerLayerDecoderLayer, hidden: Tensor) -> tuple[Tensor, Tensor]:
+def _grams(
+    decoder: Decoder, layer: PerLayerDecoderLayer, hidden: HiddenStates
+) -> tuple[Tensor, Tensor]:
     """Gram matrices of the inputs of a dense layer's output and down projections.
 
     Float32 products, float64 sums; the hidden states stay where they are.
@@ -307,7 +310,7 @@ def _advance(
     index: int,
     tensors: Mapping[str, Tensor],
     levels: LayerLevels,
-    hidden: Tensor,
+    hidden: HiddenStates,
     accumulation: Accumulation,
 ) -> None:
     family = decoder.facts.family

@@ -36,7 +36,7 @@ def scores_of(
 ) -> Tensor:
     """[windows] float64: divergence from the dense model, or next-token loss."""
     ids = held_out.ids[windows]
-    hidden = decoder.embed(ids)
+    hidden = decoder.embedded(ids)
     for layer in layers:
         for batch in decoder.batches(*ids.shape):
             hidden[batch] = decoder.feed(layer, decoder.attend(layer, hidden[batch]))

@@ -25,7 +25,7 @@ def long_recipe(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = json.loads(recipe.read_text(encoding="utf-8"))
     folder = tmp_path_factory.mktemp("long")
     for name in ("fit-1.txt", "judge.txt"):
-        words = random.Random(name).choices("def self return import class None".split(), k=12_000)
+        words = random.Random(name).choices(["def", "self", "return", "import"], k=12_000)
         (folder / name).write_text(" ".join(words), encoding="utf-8")
     content["calibration"] |= {"tokens": 12_288}
     content["method"] |= {"rounds": 1}

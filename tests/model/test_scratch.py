@@ -48,3 +48,5 @@ def test_hidden_states_are_the_same_wherever_they_lie(
     assert torch.equal(copy[0:5], values)
     assert torch.equal(copy[torch.tensor([4, 0, 4])], values[[4, 0, 4]])
     assert torch.equal(states[1:3], torch.stack([torch.zeros(3, 4), values[2]]))
+    states[torch.tensor([3, 0])] = values[:2]
+    assert torch.equal(states[torch.tensor([0, 3])], values[[1, 0]])

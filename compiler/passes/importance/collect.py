@@ -112,7 +112,7 @@ class _Collector:
         """One pass for the statistics, after one for the losses where groups depend on them."""
         losses, steps = None, self.layers * passes(with_gradients=False, by_loss=callable(choose))
         if callable(choose):
-            hidden = self.decoder.embed(self.ids)
+            hidden = self.decoder.embedded(self.ids)
             for index in range(self.layers):
                 layer = self._layer(self.decoder, index)
                 for batch in self.decoder.batches(*self.ids.shape):
@@ -124,7 +124,7 @@ class _Collector:
             groups = _ascending(choose(losses))
         else:
             groups = _ascending(choose)
-        hidden, decoder = self.decoder.embed(self.ids), self.decoder
+        hidden, decoder = self.decoder.embedded(self.ids), self.decoder
         for index in range(self.layers):
             layer, found = self._layer(decoder, index), []
             known = self.memory.has(index)
