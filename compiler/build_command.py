@@ -13,11 +13,12 @@ from prunec.compiler import driver
 from prunec.compiler.diagnostics import BuildError
 from prunec.compiler.model.placement import Placement
 from prunec.compiler.passes.workers import ALONE, Workers
+from prunec.compiler.placing import Limits
 from prunec.compiler.planned import Planned, placed
 from prunec.compiler.preflight import check_measurable
 from prunec.compiler.progress import Narrator
 from prunec.compiler.recipe import Resources
-from prunec.compiler.resources import check_disk, due, placement_here
+from prunec.compiler.resources import check_disk, due, limits_here, placement_here
 from prunec.compiler.steps.context import Context
 from prunec.compiler.store import Store
 from prunec.validators.results import Report
@@ -53,9 +54,10 @@ def run(
     steps = planned.plan.steps if fresh else due(planned.plan, store)
     # Of several GPUs each worker has its own.
     gpu_memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    placement = placement_here(steps, planned.recipe.resources, gpu_memory=gpu_memory)
+    limits = limits_here(planned.recipe.resources, gpu_memory)
+    placement = placement_here(steps, limits)
     check_disk(planned.plan, placement, store, output)
-    context = _context(planned, output, store, device, placement, workers)
+    context = _context(planned, output, store, device, placement, workers, limits)
     return driver.build(context, name, command, narrator, fresh=fresh)
 
 
@@ -72,6 +74,7 @@ def _context(
     device: torch.device,
     placement: Placement,
     workers: Workers,
+    limits: Limits | None = None,
 ) -> Context:
     assert planned.subject.folder is not None  # subject_for_build has found it
     if planned.recipe.resources.threads != "auto":
@@ -90,6 +93,7 @@ def _context(
         device=device,
         placement=Placement(**placed_so | {"scratch": store.root / "scratch"}),
         workers=workers,
+        limits=limits,
     )
 
 

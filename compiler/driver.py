@@ -8,6 +8,7 @@ changes and written last.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -54,6 +55,9 @@ MANIFEST = "manifest.json"
 
 #: Kinds of steps that all workers do together; all others are the first one's.
 SHARED = ("supernet", "resolve", "search")
+
+#: What PyTorch says where an allocation or a mapping failed, as a RuntimeError.
+_NO_MEMORY = re.compile(r"(can't|cannot) allocate memory", re.IGNORECASE)
 
 _GO_ON = "finished steps are kept; put it right and run the same command again"
 
@@ -196,13 +200,17 @@ def _run(
         raise BuildError(f"{step.name}: {error.message}", hint=error.hint) from error
     except torch.OutOfMemoryError as error:
         raise BuildError(
-            f"{step.name}: the device is out of memory",
-            hint="lower calibration.tokens or calibration.sequence_length",
+            f"{step.name}: the GPU is out of memory",
+            hint="set resources.gpu_memory to what is free there, and the plan keeps to it; "
+            "finished steps are kept",
         ) from error
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and _NO_MEMORY.search(str(error)) is None:
+            raise
         raise BuildError(
             f"{step.name}: out of memory",
-            hint="lower calibration.tokens or search.tokens; finished steps are kept",
+            hint="set resources.memory to what is free, and the plan keeps to it; finished steps "
+            "are kept",
         ) from error
     except SafetensorError as error:
         reason = str(error).rpartition("I/O error: ")[2]

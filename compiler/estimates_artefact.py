@@ -20,11 +20,12 @@ _LOGIT_BYTES, _TOKENS, _PART_BYTES = 2**30, 16_384, 350 * 2**20
 
 
 def export(sizes: Sizes, layout: Layout) -> Estimate:
-    """A checkpoint that is streamed into its files and read again for its hashes: the embedding or
-    a layer, and the piece that is being written."""
+    """A checkpoint that is streamed into its files and read again for its hashes: the embedding,
+    whose file is mapped while it is read, or a layer; and the piece that is being written."""
     written = sizes.weight_bytes(layout)
+    largest = max(2 * sizes.embedding_bytes, sizes.layer_bytes)
     return lambda placement: sizes.peak(
-        max(sizes.embedding_bytes, sizes.layer_bytes) + _PIECE_BYTES,
+        sizes.vocabulary_held(placement) + largest + _PIECE_BYTES,
         disk_bytes=written,
         work={Work.READ: 2 * written, Work.WRITE: written},
     )

@@ -17,9 +17,19 @@ def forget_peak() -> None:
 
 def peak_rss_bytes() -> int:
     """The largest resident set since `forget_peak`."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return _status("VmHWM") or (peak if sys.platform == "darwin" else peak * 1024)
+
+
+def rss_bytes() -> int:
+    """The resident set now; where the system does not tell, its largest so far."""
+    return _status("VmRSS") or peak_rss_bytes()
+
+
+def _status(name: str) -> int | None:
+    """Bytes in a line of Linux's /proc/self/status."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return None

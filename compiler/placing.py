@@ -19,6 +19,7 @@ _IN_FILES = replace(
     state_bytes=256 * _MIB,
 )
 _SMALL = replace(_IN_FILES, matrices_in_file=True, cut_bytes=256 * _MIB, state_bytes=128 * _MIB)
+_SMALLEST = replace(_SMALL, cut_bytes=64 * _MIB, state_bytes=32 * _MIB)
 
 #: From all of it in memory down to one window at a time.
 LADDER = (
@@ -27,7 +28,8 @@ LADDER = (
     replace(_IN_FILES, states_in_file=False, states_on_host=True),
     _IN_FILES,
     _SMALL,
-    *(replace(_SMALL, batch_tokens=tokens) for tokens in (4096, 2048, 1024, 1)),
+    replace(_SMALL, batch_tokens=4096),
+    *(replace(_SMALLEST, batch_tokens=tokens) for tokens in (2048, 1024, 1)),
 )
 
 

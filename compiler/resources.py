@@ -56,19 +56,21 @@ def due(plan: Plan, store: Store, *, fresh: bool = False) -> list[Step]:
     return [s for s in plan.steps if fresh or store.entry(s.fingerprint).record() is None]
 
 
-def placement_here(
-    steps: Sequence[Step], resources: Resources, *, gpu_memory: int | None = None
-) -> Placement:
-    """The fastest placement of these steps on this machine that keeps to what the recipe allows.
+def limits_here(resources: Resources, gpu_memory: int | None = None) -> Limits:
+    """What a build may take of this machine: what the recipe allows, and no more than there is.
 
-    gpu_memory: bytes that are free on the GPU where the work is done on one, else None. BuildError
-    where there is too little memory for any placement.
+    gpu_memory: bytes that are free on the GPU where the work is done on one, else None
     """
-    on_gpu, free = gpu_memory is not None, available.memory()
-    most = None if free is None else int(_SHARE * free)
-    limits = Limits(
-        _least(resources.memory, most), _least(resources.gpu_memory, gpu_memory), on_gpu=on_gpu
-    )
+    memory, free = resources.memory, available.memory()
+    if free is not None:
+        memory = int(_SHARE * free) if memory is None else min(memory, free)
+    on_gpu = gpu_memory is not None
+    return Limits(memory, _least(resources.gpu_memory, gpu_memory), on_gpu=on_gpu)
+
+
+def placement_here(steps: Sequence[Step], limits: Limits) -> Placement:
+    """The fastest placement of these steps that keeps to the limits. BuildError where there is too
+    little memory for any."""
     try:
         return fit(steps, limits)
     except TooLittleMemoryError as error:

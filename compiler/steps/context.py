@@ -20,6 +20,7 @@ from prunec.compiler.model.layout import Layout, layout_from_plain
 from prunec.compiler.model.layout import plain_layout as plain_layout
 from prunec.compiler.model.placement import ROOMY, Placement
 from prunec.compiler.passes.workers import ALONE, Workers
+from prunec.compiler.placing import Limits
 from prunec.compiler.plan import Plan, Step
 from prunec.compiler.plan_builder import Subject
 from prunec.compiler.recipe import Recipe
@@ -51,6 +52,7 @@ class Context:
     device: torch.device = _CPU
     placement: Placement = ROOMY
     workers: Workers = ALONE
+    limits: Limits | None = None
 
     def entry(self, step: Step, role: str) -> Entry:
         """What the step that plays a role among a step's inputs has made."""

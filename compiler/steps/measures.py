@@ -13,6 +13,7 @@ import torch
 from prunec import recipes
 from prunec.compiler.model.headers import shard_names
 from prunec.compiler.model.layout import dense_layout, total_parameters
+from prunec.compiler.peak import rss_bytes
 from prunec.compiler.plan import Step
 from prunec.compiler.plan_measures import DENSE_ONNX, opens
 from prunec.compiler.recipe import TasksCheck
@@ -226,4 +227,9 @@ def _bytes_if_written(context: Context) -> int:
 
 def _memory(context: Context) -> int | None:
     """Bytes that a model and what is computed with it may take on its device; None: no limit."""
-    return None
+    limits = context.limits
+    if limits is None:
+        return None
+    if limits.on_gpu:
+        return limits.gpu_memory
+    return None if limits.memory is None else max(0, limits.memory - rss_bytes())

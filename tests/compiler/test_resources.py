@@ -107,13 +107,15 @@ def test_a_machine_that_is_too_small_is_refused_before_anything_is_read(
 ) -> None:
     steps = planned().plan.steps
     monkeypatch.setattr(available, "memory", lambda: 40 * GIB)
-    assert resources.placement_here(steps, Resources()).states_in_file
-    assert not resources.placement_here(steps, Resources(memory=24 * GIB)).scratch
+    assert resources.placement_here(steps, resources.limits_here(Resources())).states_in_file
+    assert not resources.placement_here(
+        steps, resources.limits_here(Resources(memory=24 * GIB))
+    ).scratch
     monkeypatch.setattr(available, "memory", lambda: 8 * GIB)
     with pytest.raises(BuildError, match=r"^supernet-1: takes at least 18\.. GiB of memory, and"):
-        resources.placement_here(steps, Resources(memory=24 * GIB))
+        resources.placement_here(steps, resources.limits_here(Resources(memory=24 * GIB)))
     small = [step for step in steps if step.kind == "tokens"]  # what is left of a resumed build
-    assert resources.placement_here(small, Resources()) == ROOMY
+    assert resources.placement_here(small, resources.limits_here(Resources())) == ROOMY
 
 
 def test_what_a_build_has_already_written_needs_no_more_room(

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds under a hard limit of memory, and what depth costs of it.
+
+    python benchmarks/memory.py --shape 8B --limit 6GiB --recipe refit --keep /tmp/8b
+    python benchmarks/memory.py --shape 1B --layers 4 8 16 --limit 3GiB
+    python benchmarks/memory.py --table
+    python benchmarks/memory.py --plot
+
+Each build runs in a control group that the kernel holds to the limit, its file cache counted, with
+`resources.memory` as much lower as `--spare` says: a build that took more would be killed. Models
+are of random weights (`large_llama.py`). Results are kept in `benchmarks/measured/memory/`. Needs
+Linux and the right to make a control group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from builds import environment
+from large_llama import SHAPES, config_of, write
+
+from prunec.compiler.recipe_resources import in_bytes
+
+MEASURED = Path(__file__).parent / "measured" / "memory"
+GROUPS = Path("/sys/fs/cgroup")
+GIB, MIB = 2**30, 2**20
+
+#: `search`: the default engine, with a search of seconds. `eliminate`: its walk alone. `refit`: the
+#: units that most reaches stay, and are refitted; no elimination, which takes hours at 8B.
+METHODS: dict[str, dict[str, Any]] = {
+    "search": {"kind": "tyr", "offspring": 4},
+    "eliminate": {"kind": "uniform", "dense_target": 0.0},
+    "refit": {"kind": "importance", "metrics": {"wanda": 1.0}, "refit": True, "dense_target": 0.0},
+}
+
+
+def recipe(method: str, model: Path, memory: int, tokens: int, length: int) -> dict[str, Any]:
+    """Half of a model, with little text."""
+    text = {"kind": "python_stdlib"}
+    made: dict[str, Any] = {
+        "schema_version": 1,
+        "model": {"source": str(model)},
+        "method": METHODS[method],
+        "target": {
+            "sparsity": 0.5,
+            "layout": "per_layer" if method == "search" else "uniform",
+            "multiple_of": 128,
+        },
+        "calibration": {"source": text, "tokens": tokens, "sequence_length": length},
+        "resources": {"memory": memory},
+        "export": [{"kind": "hf"}],
+        "validate": {
+            "perplexity": {"source": text, "tokens": 4 * length, "sequence_length": length}
+        },
+    }
+    if method == "search":
+        made["search"] = {"tokens": 4 * length, "budget": {"token_forwards": 40 * length}}
+    return made
+
+
+@contextmanager
+def control_group(limit: int) -> Iterator[Path]:
+    """A group whose processes the kernel kills before they hold more than `limit` bytes."""
+    unified = (GROUPS / "cgroup.controllers").exists()
+    group = (GROUPS if unified else GROUPS / "memory") / f"prunec-{os.getpid()}"
+    group.mkdir()
+    try:
+        name = "memory.max" if unified else "memory.limit_in_bytes"
+        (group / name).write_text(str(limit))
+        yield group
+    finally:
+        group.rmdir()
+
+
+def peak_of(group: Path) -> int:
+    """The most bytes that a group has held, cached files among them."""
+    names = ("memory.peak", "memory.max_usage_in_bytes")
+    return int(next((group / n).read_text() for n in names if (group / n).exists()))
+
+
+def measure(arguments: argparse.Namespace, layers: int | None, keep: Path) -> dict[str, Any]:
+    """One build under the limit: what each of its steps held, and how long it took."""
+    limit, spare = int(str(in_bytes(arguments.limit))), int(str(in_bytes(arguments.spare)))
+    model, output = keep / "model", keep / f"build-{arguments.recipe}"
+    if not model.exists():
+        write(model, config_of(arguments.shape, layers, arguments.vocabulary))
+    keep.joinpath("recipe.yaml").write_text(
+        json.dumps(
+            recipe(arguments.recipe, model, limit - spare, arguments.tokens, arguments.length)
+        )
+    )
+    command = [sys.executable, "-m", "prunec.compiler", "build", str(keep / "recipe.yaml")]
+    began = time.monotonic()
+    with control_group(limit) as group:
+
+        def join() -> None:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+
+        done = subprocess.run(
+            [*command, "--output", str(output), "--json"],
+            env=environment(arguments.threads),
+            preexec_fn=join,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        held = peak_of(group)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"the build ended with exit code {done.returncode}")
+    plan = json.loads((output / "hf" / "prunec" / "plan.json").read_text())
+    steps = []
+    for step in plan["steps"]:
+        sealed = json.loads((output / ".store" / step["fingerprint"] / "finished.json").read_text())
+        record = json.loads(sealed["value"])
+        steps.append([step["name"], record["peak_rss_bytes"], record["seconds"]])
+    return {
+        "shape": arguments.shape,
+        "recipe": arguments.recipe,
+        "layers": layers or SHAPES[arguments.shape][5],
+        "limit": limit,
+        "group_peak": held,
+        "model_bytes": sum(p.stat().st_size for p in model.glob("*.safetensors")),
+        "tokens": arguments.tokens,
+        "threads": arguments.threads,
+        "seconds": time.monotonic() - began,
+        "steps": steps,
+    }
+
+
+def table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Lines of Markdown: a row a build."""
+    yield (
+        "| shape | layers | weights, GiB | recipe | limit, GiB | largest step, GiB | its name "
+        "| minutes |"
+    )
+    yield "| --- | ---: | ---: | --- | ---: | ---: | --- | ---: |"
+    for result in results:
+        name, peak, _ = max(result["steps"], key=lambda step: step[1])
+        yield (
+            f"| {result['shape']} | {result['layers']} | {result['model_bytes'] / GIB:.2f} "
+            f"| {result['recipe']} | {result['limit'] / GIB:.1f} | {peak / GIB:.2f} | {name} "
+            f"| {sum(seconds for *_, seconds in result['steps']) / 60:.0f} |"
+        )
+
+
+def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Memory of every step against depth, beside the weights of the whole model."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    deep = [r for r in results if sum(o["shape"] == r["shape"] for o in results) > 1]
+    deep.sort(key=lambda result: result["layers"])
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.8))
+    layers = [result["layers"] for result in deep]
+    weights = [result["model_bytes"] / GIB for result in deep]
+    axes.plot(layers, weights, "--", color="0.5", label="weights of the dense model")
+    for number, (name, *_) in enumerate(deep[0]["steps"]):
+        peaks = [result["steps"][number][1] / GIB for result in deep]
+        if max(peaks) > 1:
+            axes.plot(layers, peaks, marker="o", label=name)
+    axes.set_xlabel("layers")
+    axes.set_ylabel("GiB resident at most")
+    axes.set_xticks(layers)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--shape", choices=SHAPES, default="1B")
+    parser.add_argument("--layers", type=int, nargs="+", help="depths; the published one if none")
+    parser.add_argument("--recipe", choices=METHODS, default="search")
+    parser.add_argument("--limit", default="6GiB")
+    parser.add_argument("--spare", default="256MiB", help="what the plan leaves of the limit")
+    parser.add_argument("--tokens", type=int, default=4096, help="of calibration")
+    parser.add_argument("--length", type=int, default=512, help="of a window, in tokens")
+    parser.add_argument("--vocabulary", type=int, default=128_256)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--keep", type=Path, help="where the model and the build stay")
+    parser.add_argument("--table", action="store_true", help="print what was measured before")
+    parser.add_argument("--plot", action="store_true", help="draw what was measured before")
+    arguments = parser.parse_args()
+    MEASURED.mkdir(parents=True, exist_ok=True)
+    if not (arguments.table or arguments.plot):
+        for layers in arguments.layers or [None]:
+            depth = layers or SHAPES[arguments.shape][5]
+            folder = arguments.keep or Path("build", f"memory-{arguments.shape}-{depth}")
+            folder.mkdir(parents=True, exist_ok=True)
+            result = measure(arguments, layers, folder)
+            name = f"{arguments.shape}-{depth}-{arguments.recipe}.json"
+            (MEASURED / name).write_text(json.dumps(result, indent=1) + "\n")
+    results = [json.loads(path.read_text()) for path in sorted(MEASURED.glob("*.json"))]
+    if arguments.plot:
+        plot(results, MEASURED / "depth.svg")
+    print("\n".join(table(results)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
