@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds under a hard limit of memory, and what depth costs of it.
+"""Builds under a hard limit of memory: what depth costs of it, and whether plans are true.
 
     python benchmarks/memory.py --shape 8B --limit 6GiB --recipe refit --keep /tmp/8b
     python benchmarks/memory.py --shape 1B --layers 4 8 16 --limit 3GiB
@@ -119,9 +119,18 @@ def measure(arguments: argparse.Namespace, layers: int | None, keep: Path) -> di
     plan = json.loads((output / "hf" / "prunec" / "plan.json").read_text())
     steps = []
     for step in plan["steps"]:
-        sealed = json.loads((output / ".store" / step["fingerprint"] / "finished.json").read_text())
-        record = json.loads(sealed["value"])
-        steps.append([step["name"], record["peak_rss_bytes"], record["seconds"]])
+        folder = output / ".store" / step["fingerprint"]
+        took = json.loads(json.loads((folder / "finished.json").read_text())["value"])
+        written = output / "hf" if step["kind"] == "export" else folder
+        cost = step["cost"]
+        steps.append(
+            {
+                "name": step["name"],
+                "memory": [cost["memory_bytes"], took["peak_rss_bytes"]],
+                "disk": [cost["disk_bytes"], bytes_in(written)],
+                "seconds": took["seconds"],
+            }
+        )
     return {
         "shape": arguments.shape,
         "recipe": arguments.recipe,
@@ -136,42 +145,68 @@ def measure(arguments: argparse.Namespace, layers: int | None, keep: Path) -> di
     }
 
 
+def bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def largest(result: dict[str, Any]) -> dict[str, Any]:
+    """The step that held most memory."""
+    step: dict[str, Any] = max(result["steps"], key=lambda step: step["memory"][1])
+    return step
+
+
 def table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Lines of Markdown: a row a build."""
+    """Lines of Markdown: a row a build, then a row a step that holds more than Python and PyTorch."""
     yield (
-        "| shape | layers | weights, GiB | recipe | limit, GiB | largest step, GiB | its name "
-        "| minutes |"
+        "| shape | layers | weights, GiB | recipe | limit, GiB | largest step | planned, GiB "
+        "| held, GiB | disk planned, GiB | written, GiB | minutes |"
     )
-    yield "| --- | ---: | ---: | --- | ---: | ---: | --- | ---: |"
+    yield "| --- | ---: | ---: | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |"
     for result in results:
-        name, peak, _ = max(result["steps"], key=lambda step: step[1])
+        step = largest(result)
+        planned, held = (value / GIB for value in step["memory"])
+        disk = [sum(step["disk"][n] for step in result["steps"]) / GIB for n in (0, 1)]
         yield (
             f"| {result['shape']} | {result['layers']} | {result['model_bytes'] / GIB:.2f} "
-            f"| {result['recipe']} | {result['limit'] / GIB:.1f} | {peak / GIB:.2f} | {name} "
-            f"| {sum(seconds for *_, seconds in result['steps']) / 60:.0f} |"
+            f"| {result['recipe']} | {result['limit'] / GIB:.1f} | {step['name']} | {planned:.2f} "
+            f"| {held:.2f} | {disk[0]:.2f} | {disk[1]:.2f} "
+            f"| {sum(step['seconds'] for step in result['steps']) / 60:.0f} |"
         )
+    yield ""
+    yield "Planned over held, step by step:"
+    yield ""
+    names = dict.fromkeys(step["name"] for result in results for step in result["steps"])
+    names = {name: None for name in names if not name.endswith("-tokens")}
+    yield f"| | {' | '.join(names)} |"
+    yield f"| --- |{' ---: |' * len(names)}"
+    for result in results:
+        steps = {step["name"]: step["memory"] for step in result["steps"]}
+        ratios = (f"{steps[n][0] / steps[n][1]:.2f}" if n in steps else "" for n in names)
+        named = f"{result['shape']}, {result['layers']} layers, {result['recipe']}"
+        yield f"| {named} | {' | '.join(ratios)} |"
 
 
 def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Memory of every step against depth, beside the weights of the whole model."""
+    """Memory of the steps that work on layers against depth, beside the model's own weights."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    deep = [r for r in results if sum(o["shape"] == r["shape"] for o in results) > 1]
-    deep.sort(key=lambda result: result["layers"])
+    kinds = [(result["shape"], result["recipe"]) for result in results]
+    deep = [r for r, kind in zip(results, kinds, strict=True) if kinds.count(kind) > 1]
+    deep.sort(key=lambda result: int(result["layers"]))
     figure, axes = pyplot.subplots(figsize=(6.4, 3.8))
     layers = [result["layers"] for result in deep]
     weights = [result["model_bytes"] / GIB for result in deep]
     axes.plot(layers, weights, "--", color="0.5", label="weights of the dense model")
-    for number, (name, *_) in enumerate(deep[0]["steps"]):
-        peaks = [result["steps"][number][1] / GIB for result in deep]
-        if max(peaks) > 1:
-            axes.plot(layers, peaks, marker="o", label=name)
-    axes.set_xlabel("layers")
+    for number, step in enumerate(deep[0]["steps"]):
+        peaks = [result["steps"][number]["memory"][1] / GIB for result in deep]
+        if not step["name"].endswith("-tokens"):
+            axes.plot(layers, peaks, marker="o", label=step["name"])
+    axes.set_xlabel(f"layers of the {deep[0]['shape']} shape")
     axes.set_ylabel("GiB resident at most")
     axes.set_xticks(layers)
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path)

@@ -51,12 +51,12 @@ def run(
     must have a checkpoint.
     """
     store, device = store or Store(output / ".store"), device_of(planned.recipe.resources)
-    steps = planned.plan.steps if fresh else due(planned.plan, store)
+    steps = due(planned.plan, store, fresh=fresh)
     # Of several GPUs each worker has its own.
     gpu_memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
     limits = limits_here(planned.recipe.resources, gpu_memory)
     placement = placement_here(steps, limits)
-    check_disk(planned.plan, placement, store, output)
+    check_disk(planned.plan, placement, store, output, fresh=fresh)
     context = _context(planned, output, store, device, placement, workers, limits)
     return driver.build(context, name, command, narrator, fresh=fresh)
 
@@ -91,7 +91,7 @@ def _context(
         plan=planned.plan,
         store=store,
         device=device,
-        placement=Placement(**placed_so | {"scratch": store.root / "scratch"}),
+        placement=Placement(**placed_so | {"scratch": output / driver.SCRATCH}),
         workers=workers,
         limits=limits,
     )

@@ -53,6 +53,9 @@ from prunec.validators.results import Report
 
 MANIFEST = "manifest.json"
 
+#: Where a build's files without a name lie while it runs.
+SCRATCH = ".scratch"
+
 #: Kinds of steps that all workers do together; all others are the first one's.
 SHARED = ("supernet", "resolve", "search")
 
@@ -81,6 +84,7 @@ def build(
             context.workers.tell({}, {"plan": context.plan.fingerprint}, 0)
             done = _run_all(context, narrator, watch)
             context.workers.tell({}, {"step": None}, 0)
+            _remove_leftovers(context.output)
             report = report_of(context, name, command, done)
             _publish(context, name, report, done)
         append_step_summary(report)
@@ -170,6 +174,7 @@ def _remove_leftovers(output: Path) -> None:
     for kind in EXPORTERS:
         shutil.rmtree(partial_folder(output, kind), ignore_errors=True)
         shutil.rmtree(old_folder(output, kind), ignore_errors=True)
+    shutil.rmtree(output / SCRATCH, ignore_errors=True)
 
 
 def _run(

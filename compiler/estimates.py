@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from prunec.compiler.model.facts import Facts
@@ -23,9 +23,10 @@ from prunec.compiler.model.layout import (
 from prunec.compiler.model.placement import Placement
 from prunec.compiler.plan import Cost, Estimate, Work
 
-#: What a process takes before it holds anything of a model: Python, PyTorch and transformers, with
-#: the buffers of their matrix products. Measured, see `benchmarks/plan.py`.
-PROCESS_BYTES = 540 * 2**20
+#: What a process takes before it holds anything of a model: Python, PyTorch and transformers; and
+#: what it takes beside the tensors once it works on one: buffers of matrix products, and what the
+#: allocator does not give back. Measured, see `benchmarks/plan.py`.
+PROCESS_BYTES, BUFFER_BYTES = 520 * 2**20, 160 * 2**20
 
 #: What the libraries of a GPU take of the host's memory.
 CUDA_BYTES = 2 * 2**30
@@ -129,10 +130,10 @@ class Sizes:
 
     def logit_bytes(self, text: Windows) -> int:
         """Logits of the windows that are compared together: in the model's dtype, in float32 and
-        as log-probabilities."""
+        as log-probabilities, beside those of the windows before."""
         window = text.length * self.facts.vocab_size
         windows = min(text.number, max(1, LOGIT_BYTES // (FLOAT32 * window)))
-        return windows * window * (self.value_bytes + 2 * FLOAT32)
+        return windows * window * (self.value_bytes + 3 * FLOAT32)
 
     def states_working(self, tokens: int, placement: Placement) -> int:
         """Hidden states of a text that lie where the work is."""
@@ -171,7 +172,7 @@ class Sizes:
         read = max(self.reading_bytes, 2 * self.embedding_bytes)
         return Cost(
             token_forwards=token_forwards,
-            memory_bytes=PROCESS_BYTES + waiting + working,
+            memory_bytes=PROCESS_BYTES + BUFFER_BYTES + waiting + working,
             host_bytes=PROCESS_BYTES + CUDA_BYTES + waiting + read,
             gpu_bytes=working,
             disk_bytes=disk_bytes,
@@ -194,14 +195,6 @@ def light(disk_bytes: int = 0) -> Estimate:
     """A step that holds nothing of a model."""
     return lambda placement: Cost(
         memory_bytes=PROCESS_BYTES, host_bytes=PROCESS_BYTES, disk_bytes=disk_bytes
-    )
-
-
-def unpaged(estimate: Estimate) -> Estimate:
-    """A step that holds its hidden states and matrices where the work is, whatever the placement
-    says of them."""
-    return lambda placement: estimate(
-        replace(placement, states_on_host=False, states_in_file=False, matrices_in_file=False)
     )
 
 

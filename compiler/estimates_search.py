@@ -111,11 +111,13 @@ def judging(
     teacher_bytes = distribution_bytes(text.tokens, top_k) if top_k else 0
 
     def estimate(placement: Placement) -> Cost:
-        held = sizes.state_bytes(text.tokens) + sizes.head_held(placement)
+        held = sizes.states_working(text.tokens, placement) + sizes.head_held(placement)
         layers = 2 * sizes.reading_bytes + sizes.activation_bytes(text, placement)
         head = max(sizes.embedding_bytes, sizes.logit_bytes(text))
         return sizes.peak(
             held + teacher_bytes + beside + max(layers, head),
+            waiting=sizes.states_waiting(text.tokens, placement),
+            scratch_bytes=sizes.states_filed(text.tokens, placement),
             token_forwards=models * text.tokens,
             disk_bytes=disk_bytes,
             work=total_work(

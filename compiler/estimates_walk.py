@@ -78,12 +78,13 @@ def walk(
 
 def _collecting(sizes: Sizes, text: Windows, placement: Placement, dense_target: float) -> int:
     """Gram matrix, its block that is being added, a batch's activations and its inputs; with a
-    dense target what is missing, and what is added to it."""
+    dense target both streams' inputs, what is missing, and what is added to it."""
     n, d = sizes.widest, sizes.facts.hidden_size
     batch = sizes.batch_tokens(text, placement)
     gram = FLOAT64 * n * n + _BLOCK * n * (FLOAT32 + FLOAT64)
     missing = n * d * (2 * FLOAT64 + FLOAT32) if dense_target else 0
-    return gram + missing + sizes.activation_bytes(text, placement) + FLOAT32 * batch * n
+    inputs = batch * n * (FLOAT32 + (sizes.value_bytes if dense_target else 0))
+    return gram + missing + inputs + sizes.activation_bytes(text, placement)
 
 
 def _solving(sizes: Sizes, placement: Placement, first_order: float, *, eliminates: bool) -> int:
@@ -161,10 +162,12 @@ def statistics(
         if with_gradients:
             held += FLOAT32 * states + 3 * weights
         else:
-            held += sizes.state_bytes(text.tokens)
+            held += sizes.states_working(text.tokens, placement)
         disk_bytes = layers * kept + spilled + (FLOAT32 * states if with_gradients else 0)
         return sizes.peak(
             held,
+            waiting=0 if with_gradients else sizes.states_waiting(text.tokens, placement),
+            scratch_bytes=0 if with_gradients else sizes.states_filed(text.tokens, placement),
             token_forwards=forwards * text.tokens,
             disk_bytes=disk_bytes,
             work=total_work(

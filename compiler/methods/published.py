@@ -7,12 +7,14 @@ generations are what gives way.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prunec.compiler.diagnostics import RecipeProblemError
-from prunec.compiler.estimates import unpaged
 from prunec.compiler.estimates_search import judging
 from prunec.compiler.estimates_walk import walk
 from prunec.compiler.methods.teacher import add_teacher
 from prunec.compiler.model.layout import dense_layout
+from prunec.compiler.plan import Estimate
 from prunec.compiler.plan_builder import PlanBuilder
 from prunec.compiler.recipe import Search, TyrMethod
 from prunec.compiler.search import grid
@@ -46,7 +48,7 @@ def plan(steps: PlanBuilder) -> str:
             | {"step": [heads, neurons]}
             | ({} if last else {"centre": sizes.as_dict()}),
             {"tokens": "calibration-tokens"} | ({"centre": last} if last else {}),
-            unpaged(walk(steps.sizes, steps.text("calibration-tokens"), disk_bytes=level_bytes)),
+            _walk(steps, level_bytes),
         )
         last = f"search-{number}"
         steps.add(
@@ -77,15 +79,15 @@ def plan(steps: PlanBuilder) -> str:
         | solver
         | {"sparsity": steps.recipe.target.sparsity, "multiple_of": multiple_of},
         {"search": last, "supernet": f"supernet-{rounds}", "tokens": "calibration-tokens"},
-        unpaged(
-            walk(
-                steps.sizes,
-                steps.text("calibration-tokens"),
-                disk_bytes=steps.sizes.layers_bytes(dense_layout(facts)),
-            )
-        ),
+        _walk(steps, steps.sizes.layers_bytes(dense_layout(facts))),
     )
     return "layers"
+
+
+def _walk(steps: PlanBuilder, disk_bytes: int) -> Estimate:
+    """What a walk takes, whose matrices stay in memory whatever the placement says."""
+    paged = walk(steps.sizes, steps.text("calibration-tokens"), disk_bytes=disk_bytes)
+    return lambda placement: paged(replace(placement, matrices_in_file=False))
 
 
 def _first_sizes(steps: PlanBuilder) -> grid.Sizes:

@@ -50,10 +50,11 @@ class GramStatistics:
     def add(self, inputs: Tensor, missing: Tensor | None) -> None:
         """Add a batch, [tokens, d_in] and [tokens, d_out]: float32 products, float64 sums."""
         inputs = inputs.float()
+        missing = None if missing is None else missing.float()
         for rows in _blocks(len(self.own)):
             self.own[rows, : rows.stop] += inputs[:, rows].T @ inputs[:, : rows.stop]
-        if self.missing is not None and missing is not None:
-            self.missing += inputs.T @ missing.float()
+            if self.missing is not None and missing is not None:
+                self.missing[rows] += inputs[:, rows].T @ missing
 
 
 def _blocks(size: int) -> Iterator[slice]:

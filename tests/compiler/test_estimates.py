@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from prunec.compiler import estimates, estimates_artefact, estimates_walk
-from prunec.compiler.estimates import PROCESS_BYTES, Sizes, Windows
+from prunec.compiler.estimates import BUFFER_BYTES, PROCESS_BYTES, Sizes, Windows
 from prunec.compiler.estimates_artefact import measurement
 from prunec.compiler.estimates_search import nested_bytes, search, teacher
 from prunec.compiler.estimates_walk import walk
@@ -69,7 +69,7 @@ def test_a_walk_holds_what_it_solves_beside_a_layer(llama: Facts) -> None:
     layer = attention + 3 * 4096 * 14336 * 2
     held = gram + inverse + moment + target + weight + layer + attention
     cost = walk(sizes, TEXT, disk_bytes=0, kept=0.5)(filed)
-    assert cost.memory_bytes == pytest.approx(PROCESS_BYTES + held, rel=0.02)
+    assert cost.memory_bytes == pytest.approx(PROCESS_BYTES + BUFFER_BYTES + held, rel=0.01)
     assert cost.scratch_bytes == TEXT.tokens * 4096 * 2
     deep = Sizes(replace(llama, layers=320), "bfloat16")
     assert walk(deep, TEXT, disk_bytes=0, kept=0.5)(filed).memory_bytes == cost.memory_bytes

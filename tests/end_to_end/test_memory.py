@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A build of a model that is larger than the memory that there is, under a limit of the kernel's."""
+"""A build of a model that is larger than memory, under a limit of the kernel's."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
-#: Put before a command: once all is imported, memory is limited to less than what the model's weights
-#: take, as is tried first.
+#: Put before a command: once all is imported, memory is limited to less than the model's weights
+#: take, which is tried first.
 LIMIT = """
 import resource
 from pathlib import Path
