@@ -156,7 +156,7 @@ def largest(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Lines of Markdown: a row a build, then a row a step that holds more than Python and PyTorch."""
+    """Lines of Markdown: a row a build, then how true the plan of each step was."""
     yield (
         "| shape | layers | weights, GiB | recipe | limit, GiB | largest step | planned, GiB "
         "| held, GiB | disk planned, GiB | written, GiB | minutes |"

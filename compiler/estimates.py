@@ -25,7 +25,7 @@ from prunec.compiler.plan import Cost, Estimate, Work
 
 #: What a process takes before it holds anything of a model: Python, PyTorch and transformers; and
 #: what it takes beside the tensors once it works on one: buffers of matrix products, and what the
-#: allocator does not give back. Measured, see `benchmarks/plan.py`.
+#: allocator does not give back. Measured, see `benchmarks/memory.py`.
 PROCESS_BYTES, BUFFER_BYTES = 520 * 2**20, 160 * 2**20
 
 #: What the libraries of a GPU take of the host's memory.

@@ -23,8 +23,8 @@ def test_the_recipe_is_the_quickstart() -> None:
     assert yaml.safe_load(shown) == yaml.safe_load(shipped)
 
 
-def test_what_is_shown_of_recovery_and_judging_is_legal(tmp_path: Path) -> None:
-    _, recovery, shown = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+def test_what_is_shown_of_recipes_sections_is_legal(tmp_path: Path) -> None:
+    _, *sections = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
     recipe = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
     recipe["model"]["source"] = str(ROOT / "examples" / "pytiny")
     recipe["export"] = [{"kind": kind} for kind in ("hf", "onnx", "vllm")]
@@ -32,9 +32,12 @@ def test_what_is_shown_of_recovery_and_judging_is_legal(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     (tmp_path / "prose" / "text.txt").write_text("Prose.", encoding="utf-8")
     path = tmp_path / "recipe.yaml"
-    content = recipe | yaml.safe_load(recovery) | yaml.safe_load(shown)
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    checks = load_recipe(path).validation
+    for section in sections:
+        recipe |= yaml.safe_load(section)
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    loaded = load_recipe(path)
+    assert loaded.recover is not None and loaded.resources.memory == 6 * 2**30
+    checks = loaded.validation
     assert checks is not None and checks.speed is not None and checks.abort_if is not None
 
 

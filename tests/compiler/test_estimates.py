@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Estimates against counts made by hand, at sizes where the process itself is no matter.
 
-That they are true of real builds is measured by `benchmarks/plan.py`.
+That they are true of real builds is measured by `benchmarks/memory.py`.
 """
 
 from __future__ import annotations
