@@ -16,7 +16,7 @@ import typer
 from prunec import recipes as shipped
 from prunec.compiler.annotations import github_annotations
 from prunec.compiler.diagnostics import BuildError, Diagnostic, UserError
-from prunec.compiler.interruptions import SENTENCES, leaving_at_once, terminated_in_order
+from prunec.compiler.interruptions import leaving_at_once, sentence, terminated_in_order
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -422,7 +422,7 @@ def main() -> None:
         sys.exit(BuildError.exit_code)
     except SystemExit as left:
         # Typer has caught the KeyboardInterrupt, and says nothing.
-        sys.stderr.write(SENTENCES.get(left.code, ""))
+        sys.stderr.write(sentence(left.code))
         raise
 
 

@@ -12,11 +12,20 @@ from contextlib import contextmanager
 #: Exit codes, as a shell would have them.
 INTERRUPTED, TERMINATED = 130, 128 + signal.SIGTERM
 
+#: Set for workers that `prunec build --workers` has started: it says how they ended.
+LAUNCHED = "PRUNEC_WORKERS"
+
 #: What is said then, by exit code.
 SENTENCES: Mapping[object, str] = {
     INTERRUPTED: "interrupted; the same command goes on where it stopped\n",
     TERMINATED: "terminated; the same command goes on where it stopped\n",
 }
+
+
+def sentence(code: object) -> str:
+    """What is said of an exit code: nothing if it is not one of these, or somebody else says it."""
+    launched = LAUNCHED in os.environ and "RANK" in os.environ
+    return "" if launched else SENTENCES.get(code, "")
 
 
 @contextmanager
@@ -46,7 +55,7 @@ def leaving_at_once() -> Iterator[None]:
 
     def leave(number: int, _: object) -> None:
         code = INTERRUPTED if number == signal.SIGINT else TERMINATED
-        os.write(2, SENTENCES[code].encode())
+        os.write(2, sentence(code).encode())
         os._exit(code)
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}

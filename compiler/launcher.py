@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from prunec.compiler.diagnostics import BuildError
-from prunec.compiler.passes.workers import LAUNCHED, WorkerLostError
+from prunec.compiler.interruptions import LAUNCHED
+from prunec.compiler.passes.workers import WorkerLostError
 
 #: How a worker ends that has nothing to say but that another one is gone.
 LOST = 75
@@ -36,12 +38,13 @@ def launch(arguments: Sequence[str], workers: int) -> int:
     cores = os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
     os.environ[LAUNCHED] = "1"
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable()  # torchrun's account of how its processes ended: ours is below
     with tempfile.TemporaryDirectory(prefix="prunec-workers-") as logs:
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=workers,
+            run_id=uuid.uuid4().hex,
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
             local_addr="localhost",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def limits_here(resources: Resources, gpu_memory: int | None = None) -> Limits:
     """
     memory, free = resources.memory, available.memory()
     if free is not None:
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # workers on this machine
         memory = int(_SHARE * free) if memory is None else min(memory, free)
     on_gpu = gpu_memory is not None
     return Limits(memory, _least(resources.gpu_memory, gpu_memory), on_gpu=on_gpu)

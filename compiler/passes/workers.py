@@ -25,10 +25,6 @@ _ROWS = 1024
 _PATIENCE = timedelta(hours=12)
 
 
-#: Set for workers that `prunec build --workers` has started, which knows why one of them ended.
-LAUNCHED = "PRUNEC_WORKERS"
-
-
 class WorkerLostError(Exception):
     """Another worker is gone, or no longer answers."""
 
