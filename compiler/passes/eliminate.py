@@ -180,7 +180,9 @@ def head_path(
 
 def _inverse_and_weight(problem: NormalEquations) -> tuple[Tensor, Tensor]:
     factor = problem.factor()
-    weight = torch.cholesky_solve(problem.target, factor)
+    weight = problem.known
+    if weight is None:
+        weight = torch.cholesky_solve(problem.target, factor)
     return invert(factor), weight
 
 

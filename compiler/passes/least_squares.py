@@ -65,15 +65,17 @@ def _blocks(size: int) -> Iterator[slice]:
 @dataclass(frozen=True)
 class NormalEquations:
     """gram: [d_in, d_in], symmetric positive definite, in memory or in a file; diagonal: [d_in],
-    its own; target: [d_in, d_out]; float64."""
+    its own; target: [d_in, d_out]; known: [d_in, d_out], their solution where no solving is needed
+    to know it; float64."""
 
     gram: Tensor | FileTensor
     diagonal: Tensor
     target: Tensor
+    known: Tensor | None = None
 
     @classmethod
-    def of(cls, gram: Tensor, target: Tensor) -> NormalEquations:
-        return cls(gram, gram.diagonal().clone(), target)
+    def of(cls, gram: Tensor, target: Tensor, known: Tensor | None = None) -> NormalEquations:
+        return cls(gram, gram.diagonal().clone(), target, known)
 
     def in_file(self, scratch: Path) -> NormalEquations:
         """The same with the Gram matrix in a file: for its inverse there is then more room."""
@@ -129,7 +131,8 @@ def normal_equations(
     if statistics.missing is not None:
         target.add_(statistics.missing, alpha=dense_target)
     own.diagonal().add_(ridge)
-    return NormalEquations.of(own, target)
+    # Without a dense target the weights are the best there are, until an input goes.
+    return NormalEquations.of(own, target, weight if statistics.missing is None else None)
 
 
 def cholesky(gram: Tensor) -> Tensor:

@@ -204,3 +204,13 @@ def test_an_inverse_is_made_of_a_factor_block_by_block(
     inverse = invert(cholesky(torch.from_numpy(gram))).numpy()
     expected = np.linalg.inv(gram)
     np.testing.assert_allclose(inverse, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+
+
+def test_without_a_dense_target_the_weights_solve_their_own_equations() -> None:
+    statistics = GramStatistics.empty(6, 3, with_missing=False)
+    statistics.add(torch.randn(4, 6), None)  # too few tokens for a full rank
+    weight = torch.randn(6, 3)
+    problem = normal_equations(statistics, weight, damping=0.01, dense_target=0.0)
+    assert problem.known is not None
+    solved = np.linalg.solve(problem.gram[:].numpy(), problem.target.numpy())
+    np.testing.assert_allclose(problem.known.numpy(), solved, rtol=0, atol=1e-9)
