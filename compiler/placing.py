@@ -134,13 +134,3 @@ def in_words(placement: Placement) -> str:
     return f"{where}, " + (
         "one window at a time" if few else f"batches of {placement.batch_tokens:,} tokens"
     )
-
-
-def size_in_words(value: int) -> str:
-    """Bytes in binary units."""
-    amount = float(value)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"

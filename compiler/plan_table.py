@@ -17,11 +17,12 @@ from prunec.compiler.model.layout import (
     prunable_parameters,
     total_parameters,
 )
-from prunec.compiler.placing import in_words, size_in_words
+from prunec.compiler.placing import in_words
 from prunec.compiler.plan import Cost, Plan
 from prunec.compiler.plan_builder import Subject
 from prunec.compiler.recipe import Recipe
 from prunec.compiler.target import describe_target
+from prunec.validators.units import duration, size
 
 #: From how many columns on there is room to say why a step is there.
 _ROOMY = 110
@@ -56,7 +57,7 @@ def render_plan(
     console.print(f"placement: {in_words(plan.placement)}", highlight=False, soft_wrap=True)
     console.print(_table(recipe, plan, machine, with_reasons=console.width >= _ROOMY))
     console.print(
-        f"Costs are estimates; memory is the process's peak, {size_in_words(PROCESS_BYTES)} of it "
+        f"Costs are estimates; memory is the process's peak, {size(PROCESS_BYTES)} of it "
         "for Python and PyTorch themselves."
         + (f" Hours: on {machine.name}, as it was measured." if machine else ""),
         style="dim",
@@ -77,7 +78,7 @@ def _table(recipe: Recipe, plan: Plan, machine: Machine | None, *, with_reasons:
         *(["GPU ≈"] if on_gpu else []),
         "disk ≈",
         *(["scratch ≈"] if scratch else []),
-        *(["hours ≈"] if machine else []),
+        *(["time ≈"] if machine else []),
     ):
         table.add_column(heading, justify="right", no_wrap=True)
 
@@ -90,7 +91,7 @@ def _table(recipe: Recipe, plan: Plan, machine: Machine | None, *, with_reasons:
         if scratch:
             yield _bytes(cost.scratch_bytes)
         if machine:
-            yield f"{hours:,.1f}" if hours >= 1 / 20 else "0.0"
+            yield duration(3600 * hours)
 
     hours = [machine.hours(step.cost) if machine else 0.0 for step in plan.steps]
     for step, taken in zip(plan.steps, hours, strict=True):
@@ -111,4 +112,4 @@ def _table(recipe: Recipe, plan: Plan, machine: Machine | None, *, with_reasons:
 
 
 def _bytes(value: int) -> str:
-    return size_in_words(value) if value else ""
+    return size(value) if value else ""

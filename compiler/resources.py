@@ -16,11 +16,11 @@ from prunec.compiler.placing import (
     disk_bytes,
     fit,
     remedy,
-    size_in_words,
 )
 from prunec.compiler.plan import Plan, Step
 from prunec.compiler.recipe import Resources
 from prunec.compiler.store import Store
+from prunec.validators.units import size
 
 #: Of the memory that is free, the share that a build may take where its recipe says nothing: some
 #: is for the files that the system keeps in memory, and for what estimates miss.
@@ -37,16 +37,15 @@ def kept_within(plan: Plan, resources: Resources) -> Plan:
         key, excess = f"resources.{error.excess.kind}", error.excess
         raise RecipeProblemError(
             key,
-            f"{key} is {size_in_words(excess.limit)}, and the step {error.step.name} takes at "
-            f"least {size_in_words(excess.needed)}",
+            f"{key} is {size(excess.limit)}, and the step {error.step.name} takes at "
+            f"least {size(excess.needed)}",
             hint=f"raise it, or {remedy(error.step)}",
         ) from None
     taken = disk_bytes(placed.steps)
     if resources.disk is not None and taken > resources.disk:
         raise RecipeProblemError(
             "resources.disk",
-            f"resources.disk is {size_in_words(resources.disk)}, and the build takes "
-            f"{size_in_words(taken)}",
+            f"resources.disk is {size(resources.disk)}, and the build takes {size(taken)}",
             hint="raise it; prunec plan says what each step takes",
         )
     return placed
@@ -79,8 +78,8 @@ def placement_here(steps: Sequence[Step], limits: Limits) -> Placement:
         excess = error.excess
         of = "on the GPU" if excess.kind == "gpu_memory" else "of memory"
         raise BuildError(
-            f"{error.step.name}: takes at least {size_in_words(excess.needed)} {of}, and there are "
-            f"{size_in_words(excess.limit)} for it",
+            f"{error.step.name}: takes at least {size(excess.needed)} {of}, and there are "
+            f"{size(excess.limit)} for it",
             hint=f"take a larger machine, or {remedy(error.step)}",
         ) from None
 
@@ -98,8 +97,7 @@ def check_disk(
     needed, free = disk_bytes(steps) - there, available.disk(output)
     if needed > free:
         raise BuildError(
-            f"the build writes {size_in_words(needed)} more, and {output} has "
-            f"{size_in_words(free)} left",
+            f"the build writes {size(needed)} more, and {output} has {size(free)} left",
             hint="choose an --output on a larger disk",
         )
 

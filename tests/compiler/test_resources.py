@@ -91,15 +91,15 @@ def test_a_plan_keeps_to_the_memory_that_it_is_given(memory: int) -> None:
 
 def test_too_little_memory_is_refused_with_the_step_and_what_it_takes() -> None:
     said = mistake("resources.memory=6GiB")
-    assert "resources.memory is 6.0 GiB, and the step supernet-1 takes at least 18." in said
+    assert "resources.memory is 6.00 GiB, and the step supernet-1 takes at least 18." in said
     assert "GiB\n  hint: raise it, or use a method that solves nothing" in said
     within = mistake("resources={memory: 64GiB, gpu_memory: 6GiB}")
-    assert "resources.gpu_memory is 6.0 GiB, and the step supernet-1" in within
+    assert "resources.gpu_memory is 6.00 GiB, and the step supernet-1" in within
 
 
 def test_too_little_disk_is_refused_with_what_the_build_takes() -> None:
     said = mistake("resources.disk=400GiB")
-    assert "resources.disk is 400.0 GiB, and the build takes 582.8 GiB" in said
+    assert "resources.disk is 400 GiB, and the build takes 583 GiB" in said
 
 
 def test_a_machine_that_is_too_small_is_refused_before_anything_is_read(
@@ -124,12 +124,12 @@ def test_what_a_build_has_already_written_needs_no_more_room(
     plan, store = planned().plan, Store(tmp_path / "output" / ".store")
     supernet, resolve = plan.step("supernet-1"), plan.step("resolve")
     monkeypatch.setattr(available, "disk", lambda _: 163 * GIB)
-    with pytest.raises(BuildError, match=r"the build writes 582\.8 GiB more"):
+    with pytest.raises(BuildError, match=r"the build writes 583 GiB more"):
         resources.check_disk(plan, ROOMY, store, tmp_path / "output")
     entry = store.entry(supernet.fingerprint)
     entry.folder.mkdir(parents=True)
     entry.finish({"found": {}, "seconds": 1.0, "peak_rss_bytes": 1})
-    with pytest.raises(BuildError, match=r"the build writes 164\.0 GiB more"):
+    with pytest.raises(BuildError, match=r"the build writes 164 GiB more"):
         resources.check_disk(plan, ROOMY, store, tmp_path / "output")
     begun = store.entry(resolve.fingerprint).folder
     begun.mkdir()
