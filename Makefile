@@ -35,7 +35,7 @@ build: core
 	$(VENV)/bin/prunec build recipes/quickstart.yaml
 
 test: core
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: core
 	$(VENV)/bin/ruff check

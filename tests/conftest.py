@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,10 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+
+# Files of tests run side by side, see the Makefile: each on a core of its own.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Machines that run tests are busy: how long an example takes says nothing.
 settings.register_profile("unhurried", deadline=None)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from prunec.compiler import available
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -75,11 +77,27 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.fixture
+def room_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disks that others fill while a build runs: it had seen that there was enough."""
+    monkeypatch.setattr(available, "disk", lambda folder: 2**40)
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_made(
+    small_disk: Path, recipe: Path, prunec: Run
+) -> None:
+    said = told(prunec("build", recipe, "--output", small_disk))
+    assert "the build writes" in said and "has 600 KiB left" in said
+    assert not list(small_disk.iterdir())
+
+
+@pytest.mark.usefixtures("room_at_first")
 def test_a_full_disk_is_told(small_disk: Path, recipe: Path, prunec: Run) -> None:
     assert "No space left on device" in told(prunec("build", recipe, "--output", small_disk))
     assert not (small_disk / "manifest.json").exists()
 
 
+@pytest.mark.usefixtures("room_at_first")
 def test_a_read_only_disk_is_told(small_disk: Path, recipe: Path, prunec: Run) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert "Read-only file system" in told(prunec("build", recipe, "--output", small_disk))
