@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+# Fresh random numbers in every run, the same in all of its processes; to see a failure again, set it.
+os.environ.setdefault("PRUNEC_TEST_SEED", str(int.from_bytes(os.urandom(4), "big")))
+
 # Files of tests run side by side, see the Makefile: each on a core of its own.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

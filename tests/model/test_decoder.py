@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True, params=[int.from_bytes(os.urandom(4), "big")], ids="seed {}".format)
+@pytest.fixture(autouse=True, params=[int(os.environ["PRUNEC_TEST_SEED"])], ids="seed {}".format)
 def _fresh_numbers(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(request.param)
 

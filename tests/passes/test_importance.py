@@ -32,7 +32,7 @@ DAMPING = 0.02
 Matrices = dict[str, np.ndarray]
 
 
-@pytest.fixture(params=[int.from_bytes(os.urandom(4), "big")], ids="seed {}".format)
+@pytest.fixture(params=[int(os.environ["PRUNEC_TEST_SEED"])], ids="seed {}".format)
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     return np.random.default_rng(request.param)
 

@@ -36,7 +36,7 @@ NO_ATTENTION = LayerSelection((), (), tuple(range(48)))
 NO_MLP = LayerSelection((2, 3), (1,), ())
 
 
-@pytest.fixture(autouse=True, params=[int.from_bytes(os.urandom(4), "big")], ids="seed {}".format)
+@pytest.fixture(autouse=True, params=[int(os.environ["PRUNEC_TEST_SEED"])], ids="seed {}".format)
 def _fresh_numbers(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(request.param)
 

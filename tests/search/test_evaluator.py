@@ -27,7 +27,7 @@ from prunec.compiler.search.evaluator import Evaluator
 DIM, FFN, VOCAB = 8, 24, 300
 
 
-@pytest.fixture(autouse=True, params=[int.from_bytes(os.urandom(4), "big")], ids="seed {}".format)
+@pytest.fixture(autouse=True, params=[int(os.environ["PRUNEC_TEST_SEED"])], ids="seed {}".format)
 def _fresh_numbers(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(request.param)
 
