@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# Fresh random numbers in every run, the same in all of its processes; to see a failure again, set it.
+# Fresh random numbers in every run, the same in all its processes; set it to see a failure again.
 os.environ.setdefault("PRUNEC_TEST_SEED", str(int.from_bytes(os.urandom(4), "big")))
 
 # Files of tests run side by side, see the Makefile: each on a core of its own.
