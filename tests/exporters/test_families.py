@@ -120,7 +120,7 @@ def test_the_artefact_computes_what_the_masked_model_computes(
 ) -> None:
     expected, found = masked(dense, selections), AutoModelForCausalLM.from_pretrained(written)
     with torch.no_grad():
-        torch.testing.assert_close(found(TOKENS).logits, expected(TOKENS).logits, atol=2e-5, rtol=0)
+        torch.testing.assert_close(found(TOKENS).logits, expected(TOKENS).logits, atol=5e-5, rtol=0)
 
 
 def test_the_artefact_generates_as_it_would_without_a_cache_and_without_padding(
