@@ -232,6 +232,7 @@ def main() -> int:
         for layers in arguments.layers or [None]:
             depth = layers or SHAPES[arguments.shape][5]
             folder = arguments.keep or Path("build", f"memory-{arguments.shape}-{depth}")
+            folder = folder.resolve()
             folder.mkdir(parents=True, exist_ok=True)
             result = measure(arguments, layers, folder)
             name = f"{arguments.shape}-{depth}-{arguments.recipe}.json"

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from prunec.compiler import driver
+from prunec.compiler.allocator import give_back_at_once
 from prunec.compiler.diagnostics import BuildError
-from prunec.compiler.model.placement import Placement
+from prunec.compiler.model.placement import ROOMY, Placement
 from prunec.compiler.passes.workers import ALONE, Workers
 from prunec.compiler.placing import Limits
 from prunec.compiler.planned import Planned, placed
@@ -79,6 +80,8 @@ def _context(
     assert planned.subject.folder is not None  # subject_for_build has found it
     if planned.recipe.resources.threads != "auto":
         torch.set_num_threads(planned.recipe.resources.threads)
+    if planned.recipe.resources.memory is not None or placement != ROOMY:
+        give_back_at_once()
     # The first worker's for all, so that a window is run beside the same others whoever runs it.
     _, placed_so = workers.tell({}, asdict(replace(placement, scratch=None)), 0)
     return Context(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from prunec.compiler.allocator import give_back
 from prunec.compiler.diagnostics import BuildError
 from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.decoder import Decoder
@@ -82,6 +83,7 @@ class Context:
         """Let go of what the next step may do without, see `Decoder.release`."""
         if "decoder" in vars(self):
             self.decoder.release()
+        give_back()
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
