@@ -2,7 +2,7 @@
 """Builds under a hard limit of memory: what depth costs of it, and whether plans are true.
 
     python benchmarks/memory.py --shape 8B --limit 6GiB --recipe refit --keep /tmp/8b
-    python benchmarks/memory.py --shape 1B --layers 4 8 16 --limit 3GiB
+    python benchmarks/memory.py --shape 1B --layers 2 4 --limit 3GiB
     python benchmarks/memory.py --table
     python benchmarks/memory.py --plot
 
