@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from prunec.compiler.machine import Machine
+from prunec.compiler.passes.least_squares import cholesky, invert
 from prunec.compiler.plan import Work
 from prunec.compiler.profiler import machine as describe
 
@@ -76,7 +77,7 @@ class _Bench:
         """Operations a second of a Cholesky factor, n³/3, and the inverse from it, 2n³/3."""
         root = self._random(_SIZE, _SIZE).double()
         gram = root @ root.T + _SIZE * torch.eye(_SIZE, dtype=torch.float64, device=self.device)
-        return _SIZE**3 / self._time(lambda: torch.cholesky_inverse(torch.linalg.cholesky(gram)))
+        return _SIZE**3 / self._time(lambda: invert(cholesky(gram)))
 
     def vectors(self) -> float:
         """Bytes a second of matrices, small enough for caches, that are multiplied with vectors."""
