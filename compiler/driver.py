@@ -11,13 +11,13 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from prunec.compiler.calibration.sources import SourceError
 from prunec.compiler.diagnostics import BuildError
@@ -192,15 +192,27 @@ def _run(
     began = time.monotonic()
     forget_peak()
     try:
-        with narrator.step(label) as progress:
-            if step.kind in SHARED:
-                context.workers.tell({}, {"step": step.name}, 0)
-            found = RUNNERS[step.kind](context, step, entry, progress)
-        watch.check()
-        done = FinishedStep(found, time.monotonic() - began, peak_rss_bytes(), reused=False)
-        entry.finish(
-            {"found": found, "seconds": done.seconds, "peak_rss_bytes": done.peak_rss_bytes}
-        )
+        with _in_a_sentence(step):
+            with narrator.step(label) as progress:
+                if step.kind in SHARED:
+                    context.workers.tell({}, {"step": step.name}, 0)
+                found = RUNNERS[step.kind](context, step, entry, progress)
+            watch.check()
+            done = FinishedStep(found, time.monotonic() - began, peak_rss_bytes(), reused=False)
+            entry.finish(
+                {"found": found, "seconds": done.seconds, "peak_rss_bytes": done.peak_rss_bytes}
+            )
+    finally:
+        context.release()
+    narrator.say(f"{label}: {_headline(step, found)} ({done.seconds:.1f} s)")
+    return done
+
+
+@contextmanager
+def _in_a_sentence(step: Step) -> Iterator[None]:
+    """What may go wrong in a step through no fault of the code's, as a BuildError."""
+    try:
+        yield
     except (ModelError, SourceError, ValidationError) as error:
         raise BuildError(f"{step.name}: {error.message}", hint=error.hint) from error
     except torch.OutOfMemoryError as error:
@@ -217,15 +229,8 @@ def _run(
             hint="set resources.memory to what is free, and the plan keeps to it; finished steps "
             "are kept",
         ) from error
-    except SafetensorError as error:
-        reason = str(error).rpartition("I/O error: ")[2]
-        raise BuildError(f"{step.name}: tensors are not written: {reason}", hint=_GO_ON) from error
     except OSError as error:
         raise BuildError(f"{step.name}: {_os_sentence(error)}", hint=_GO_ON) from error
-    finally:
-        context.release()
-    narrator.say(f"{label}: {_headline(step, found)} ({done.seconds:.1f} s)")
-    return done
 
 
 def follow(context: Context) -> None:
@@ -242,9 +247,10 @@ def follow(context: Context) -> None:
     while (said := context.workers.tell({}, {}, 0)[1])["step"] is not None:
         step = context.plan.step(said["step"])
         try:
-            RUNNERS[step.kind](context, step, context.store.entry(step.fingerprint), _silent)
-        except (ModelError, OSError, LostResultError) as error:
-            raise BuildError(f"{step.name}: {error}") from error
+            with _in_a_sentence(step):
+                RUNNERS[step.kind](context, step, context.store.entry(step.fingerprint), _silent)
+        except LostResultError as lost:  # its file system shows it something else
+            raise BuildError(str(lost), hint="all machines need the same --output") from lost
         context.release()
 
 

@@ -81,10 +81,14 @@ def _judged(failures: Mapping[int, ProcessFailure], logs: Path) -> int:
     rank, code = next(iter((told or codes).items()))
     if code < 0:
         raise BuildError(f"worker {rank} was killed by {signal.Signals(-code).name}", hint=_GO_ON)
-    said = [line for path in logs.rglob(f"{rank}/stderr.log") for line in _lines(path)]
-    raise BuildError(f"worker {rank}: {said[0] if said else f'ended with {code}'}", hint=_GO_ON)
+    raise BuildError(f"worker {rank}: {_last_words(rank, logs) or f'ended with {code}'}", _GO_ON)
 
 
-def _lines(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return [line for line in text.splitlines() if line.strip()]
+def _last_words(rank: int, logs: Path) -> str | None:
+    """The sentence that a worker ended with; a hint may follow it, and warnings come before."""
+    said = None
+    for path in logs.rglob(f"{rank}/stderr.log"):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.strip() and not line.startswith("  hint: "):
+                said = line.strip()
+    return said

@@ -92,12 +92,6 @@ class Workers:
                 dist.broadcast(found[name].view(-1).view(torch.uint8), teller)
         return found, heard
 
-    def wait(self) -> None:
-        """Until all workers are here."""
-        if self.size > 1:
-            with _noticing():
-                dist.barrier()
-
 
 #: One process, which does everything.
 ALONE = Workers()

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.layout import Layout
 from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
+from prunec.compiler.model.tensor_file import save
 from prunec.compiler.tuning.held_out import HeldOut, scores_of, value_of
 from prunec.compiler.tuning.one_shot import OneShot
 from prunec.compiler.tuning.settings import Settings
@@ -67,8 +68,7 @@ class Judge:
             tensors = self.decoder.layer_tensors(index)
             cut = self.one_shot.layer(index, tensors, spec, settings)
             if keep:
-                contiguous = {name: t.contiguous() for name, t in cut.tensors.items()}
-                save_file(contiguous, folder / f"{index}.safetensors")
+                save(folder / f"{index}.safetensors", cut.tensors, {})
             yield self.decoder.layer(index, spec, cut.tensors)
 
     def _loaded(self, folder: Path, layout: Layout) -> Iterator[PerLayerDecoderLayer]:
