@@ -5,6 +5,7 @@ to 32 MiB, and what one step has freed then counts in the next one's peak. Only 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 _MMAP_THRESHOLD = -3  # as glibc's malloc.h numbers it
 _LARGE = 2**20
@@ -23,7 +24,7 @@ def give_back() -> None:
         malloc_trim(0)
 
 
-def _of_glibc(name: str) -> ctypes._NamedFuncPointer | None:
+def _of_glibc(name: str) -> Callable[..., object] | None:
     try:
         return getattr(ctypes.CDLL("libc.so.6"), name, None)
     except OSError:

@@ -80,10 +80,11 @@ def _context(
     assert planned.subject.folder is not None  # subject_for_build has found it
     if planned.recipe.resources.threads != "auto":
         torch.set_num_threads(planned.recipe.resources.threads)
+    # The first worker's for all, so that a window is run beside the same others whoever runs it.
+    _, said = workers.tell({}, asdict(placement), 0)
+    placement = Placement(**said)
     if planned.recipe.resources.memory is not None or placement != ROOMY:
         give_back_at_once()
-    # The first worker's for all, so that a window is run beside the same others whoever runs it.
-    _, placed_so = workers.tell({}, asdict(replace(placement, scratch=None)), 0)
     return Context(
         recipe=planned.recipe,
         recipe_text=planned.recipe_text,
@@ -94,7 +95,7 @@ def _context(
         plan=planned.plan,
         store=store,
         device=device,
-        placement=Placement(**placed_so | {"scratch": output / driver.SCRATCH}),
+        placement=replace(placement, scratch=output / driver.SCRATCH),
         workers=workers,
         limits=limits,
     )

@@ -33,9 +33,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-#: Spread of repeated measurements, as a share of the median, from which on it is mentioned.
-RESTLESS = 0.2
-
 RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
 ]
@@ -256,46 +253,19 @@ def profile(
     ] = None,
 ) -> None:
     """Measure what a model's layers take here at every size: the table of target.speedup."""
+    from prunec.compiler import profile_command
+    from prunec.compiler.latency_table import render_latency
+    from prunec.compiler.progress import Narrator
+
+    narrator = Narrator(_stderr())
     if machine:
-        _profile_machine(machine, device, model)
-        return
-    if model is None:
-        raise UserError(Diagnostic("profile needs a RECIPE or a MODEL, or --machine FILE"))
-    from prunec.compiler.profile_command import is_model, request
-
-    path = model if is_model(model) else shipped.find(model)
-    asked = request(path, dtype)
-
-    with leaving_at_once():
-        from prunec.compiler.latency_table import render_latency
-        from prunec.compiler.planned import placed
-        from prunec.compiler.profiler import find_device
-        from prunec.compiler.profiler import profile as measure
-        from prunec.compiler.progress import Narrator
-        from prunec.compiler.subject import subject_for_plan
-
-    with placed(path):
-        facts = subject_for_plan(asked.model).facts
-    destination = output or asked.output
-    if not destination.absolute().parent.is_dir():
-        raise UserError(Diagnostic(f"--output: there is no folder {destination.parent}"))
-    where = find_device(device)
-    with Narrator(_stderr()).step("profile") as update:
-        latency = measure(
-            facts,
-            asked.model.dtype,
-            where,
-            batch=batch,
-            tokens=tokens,
-            multiple_of=asked.multiple_of,
-            repeats=repeats,
-            on_progress=lambda done, of: update(done, of, "samples"),
+        said = profile_command.profile_machine(machine, device, model, narrator)
+    else:
+        asked = profile_command.request(model, dtype, output)
+        facts, latency, said = profile_command.profile_model(
+            asked, device, narrator, batch=batch, tokens=tokens, repeats=repeats
         )
-    latency.save(destination)
-    render_latency(facts, latency, _stdout())
-    said = f"written to {destination}"
-    if latency.spread > RESTLESS:
-        said += "; the machine was busy, and a table from an idle one would be more exact"
+        render_latency(facts, latency, _stdout())
     _stderr().print(said, highlight=False, soft_wrap=True)
 
 
@@ -453,34 +423,6 @@ def _carry_out(
     else:
         render_table(report, _stdout(), output)
     raise typer.Exit(0 if report.passed else 1)
-
-
-def _profile_machine(destination: Path, device: str | None, model: Path | None) -> None:
-    """Write what this machine does in a second."""
-    if model is not None:
-        raise UserError(
-            Diagnostic("--machine measures no model", hint=f"leave out {shlex.quote(str(model))}")
-        )
-    if not destination.absolute().parent.is_dir():
-        raise UserError(Diagnostic(f"--machine: there is no folder {destination.parent}"))
-    with leaving_at_once():
-        from prunec.compiler.machine_profiler import profile_machine
-        from prunec.compiler.profiler import find_device
-        from prunec.compiler.progress import Narrator
-
-    folder = destination.absolute().parent
-    with Narrator(_stderr()).step("profile") as update:
-        measured = profile_machine(
-            destination.stem,
-            find_device(device),
-            folder,
-            on_progress=lambda done, of: update(done, of, "samples"),
-        )
-    try:
-        measured.save(destination)
-    except OSError as error:
-        raise BuildError(f"{destination} cannot be written: {error.strerror}") from None
-    _stderr().print(f"written to {destination}", highlight=False, soft_wrap=True)
 
 
 def _options(overrides: list[str] | None) -> Iterator[str]:

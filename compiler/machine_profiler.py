@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from prunec.compiler.machine import Machine
 from prunec.compiler.passes.least_squares import cholesky, invert
 from prunec.compiler.plan import Work
 from prunec.compiler.profiler import machine as describe
+from prunec.compiler.stopwatch import seconds
 
 #: Of square float64 matrices: large enough for a full rate, small enough for a minute.
 _SIZE = 3072
@@ -42,7 +44,7 @@ def profile_machine(
     """The rates of a device, and of the disk that `folder` lies on. OSError if that is full."""
     bench = _Bench(device)
     samples: dict[Work, Callable[[], float]] = {
-        kind: lambda kind=kind: bench.products(getattr(torch, kind))  # type: ignore[misc]
+        kind: partial(bench.products, getattr(torch, kind))
         for kind in (Work.BFLOAT16, Work.FLOAT16, Work.FLOAT32, Work.FLOAT64)
     }
     samples |= {Work.FACTOR: bench.inverse, Work.VECTOR: bench.vectors}
@@ -70,14 +72,14 @@ class _Bench:
         """Operations a second of a batch that goes through a linear map."""
         hidden = self._random(_TOKENS, _NARROW).to(dtype)
         weight = self._random(_WIDE, _NARROW).to(dtype)
-        seconds = self._time(lambda: torch.nn.functional.linear(hidden, weight))
-        return 2 * _TOKENS * _NARROW * _WIDE / seconds
+        took = seconds(self.device, lambda: torch.nn.functional.linear(hidden, weight))
+        return 2 * _TOKENS * _NARROW * _WIDE / took
 
     def inverse(self) -> float:
         """Operations a second of a Cholesky factor, n³/3, and the inverse from it, 2n³/3."""
         root = self._random(_SIZE, _SIZE).double()
         gram = root @ root.T + _SIZE * torch.eye(_SIZE, dtype=torch.float64, device=self.device)
-        return _SIZE**3 / self._time(lambda: invert(cholesky(gram)))
+        return _SIZE**3 / seconds(self.device, lambda: invert(cholesky(gram)))
 
     def vectors(self) -> float:
         """Bytes a second of matrices, small enough for caches, that are multiplied with vectors."""
@@ -88,21 +90,10 @@ class _Bench:
             for _ in range(_WIDE):
                 row.addmv_(pending.T, weights, alpha=-1)
 
-        return pending.nbytes * _WIDE / self._time(many)
+        return pending.nbytes * _WIDE / seconds(self.device, many)
 
     def _random(self, *shape: int) -> Tensor:
         return torch.randn(*shape, device=self.device)
-
-    def _time(self, run: Callable[[], object]) -> float:
-        self._finish()
-        began = time.perf_counter()
-        run()
-        self._finish()
-        return time.perf_counter() - began
-
-    def _finish(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def _disk(folder: Path) -> tuple[float, float]:

@@ -77,8 +77,10 @@ class TooLittleMemoryError(Exception):
 
 
 def fit(steps: Sequence[Step], limits: Limits) -> Placement:
-    """The first placement of the ladder with which every step keeps to the limits; the last one
-    where there is none, with TooLittleMemoryError for the step that needs most beyond them."""
+    """The first placement of the ladder with which every step keeps to the limits.
+
+    TooLittleMemoryError for the step that exceeds them most with the last one, where there is none.
+    """
     for placement in LADDER:
         if all(limits.hold(step.estimate(placement)) for step in steps):
             return placement
@@ -130,7 +132,7 @@ def in_words(placement: Placement) -> str:
     where = f"{' and '.join(filed)} in files" if filed else "everything in memory"
     if placement.states_on_host and not filed:
         where = "hidden states in the host's memory"
+    caches = ", small caches" if placement.cut_bytes < ROOMY.cut_bytes else ""
     few = placement.batch_tokens == 1
-    return f"{where}, " + (
-        "one window at a time" if few else f"batches of {placement.batch_tokens:,} tokens"
-    )
+    batches = "one window at a time" if few else f"batches of {placement.batch_tokens:,} tokens"
+    return f"{where}{caches}, {batches}"

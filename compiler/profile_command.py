@@ -1,28 +1,113 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `prunec profile` is asked to measure: the model of a recipe, or a model as it is."""
+"""What `prunec profile` is asked to measure, and how: the model of a recipe, a model as it is, or
+the machine itself."""
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from pydantic import ValidationError
 
-from prunec.compiler.diagnostics import Diagnostic, UserError, quoted
+from prunec import recipes
+from prunec.compiler.diagnostics import BuildError, Diagnostic, UserError, quoted
+from prunec.compiler.interruptions import leaving_at_once
+from prunec.compiler.progress import Narrator
 from prunec.compiler.recipe import ModelSpec, Target
 from prunec.compiler.recipe_file import load_recipe
 
+if TYPE_CHECKING:
+    from prunec.compiler.model.facts import Facts
+    from prunec.compiler.search.latency import Latency
+
+#: Spread of repeated measurements, as a share of the median, from which on it is mentioned.
+RESTLESS = 0.2
+
+_TABLE = Path("latency.json")
 _DTYPES = get_args(ModelSpec.model_fields["dtype"].annotation)
 
 
 @dataclass(frozen=True)
 class Request:
-    """A model, the step of its MLP widths, and where the table goes if nothing else is said."""
+    """A model, the step of its MLP widths, and where the table goes; path: the recipe, whose lines
+    mistakes are told by, or the model."""
 
+    path: Path
     model: ModelSpec
     multiple_of: int
     output: Path
+
+
+def profile_machine(
+    destination: Path, device: str | None, model: Path | None, narrator: Narrator
+) -> str:
+    """Write what this machine does in a second; what is to be said of it. UserError, BuildError."""
+    if model is not None:
+        raise UserError(
+            Diagnostic("--machine measures no model", hint=f"leave out {shlex.quote(str(model))}")
+        )
+    _check_folder("--machine", destination)
+    with leaving_at_once():
+        from prunec.compiler import machine_profiler
+        from prunec.compiler.profiler import find_device
+
+    folder, where = destination.absolute().parent, find_device(device)
+    with narrator.step("profile") as update:
+        measured = machine_profiler.profile_machine(
+            destination.stem, where, folder, lambda done, of: update(done, of, "samples")
+        )
+    try:
+        measured.save(destination)
+    except OSError as error:
+        raise BuildError(f"{destination} cannot be written: {error.strerror}") from None
+    return f"written to {destination}"
+
+
+def profile_model(
+    asked: Request,
+    device: str | None,
+    narrator: Narrator,
+    *,
+    batch: int,
+    tokens: int,
+    repeats: int,
+) -> tuple[Facts, Latency, str]:
+    """Measure and write a latency table; the model, the table, and what is to be said of it.
+
+    UserError where there is no such model, device or folder.
+    """
+    _check_folder("--output", asked.output)
+    with leaving_at_once():
+        from prunec.compiler.planned import placed
+        from prunec.compiler.profiler import find_device, profile
+        from prunec.compiler.subject import subject_for_plan
+
+    with placed(asked.path):
+        facts = subject_for_plan(asked.model).facts
+    where = find_device(device)
+    with narrator.step("profile") as update:
+        latency = profile(
+            facts,
+            asked.model.dtype,
+            where,
+            batch=batch,
+            tokens=tokens,
+            multiple_of=asked.multiple_of,
+            repeats=repeats,
+            on_progress=lambda done, of: update(done, of, "samples"),
+        )
+    latency.save(asked.output)
+    said = f"written to {asked.output}"
+    if latency.spread > RESTLESS:
+        said += "; the machine was busy, and a table from an idle one would be more exact"
+    return facts, latency, said
+
+
+def _check_folder(option: str, file: Path) -> None:
+    if not file.absolute().parent.is_dir():
+        raise UserError(Diagnostic(f"{option}: there is no folder {file.parent}"))
 
 
 def is_model(argument: Path) -> bool:
@@ -33,17 +118,21 @@ def is_model(argument: Path) -> bool:
     return not recipe_like and len(argument.parts) > 1
 
 
-def request(argument: Path, dtype: str | None) -> Request:
-    """What a RECIPE or MODEL argument asks for; UserError if that cannot be."""
+def request(argument: Path | None, dtype: str | None, output: Path | None) -> Request:
+    """What a RECIPE or MODEL argument asks for; UserError if that cannot be.
+
+    output: where the table is to go, in place of what the recipe names
+    """
+    if argument is None:
+        raise UserError(Diagnostic("profile needs a RECIPE or a MODEL, or --machine FILE"))
     if dtype is not None and dtype not in _DTYPES:
         legal = f"{', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}"
         raise UserError(Diagnostic(f"--dtype is {quoted(dtype)}; it must be {legal}"))
-    output = Path("latency.json")
     if not is_model(argument):
-        recipe = load_recipe(argument, [f"model.dtype={dtype}"] if dtype else ())
-        if recipe.target.speedup:
-            output = recipe.target.speedup.profile
-        return Request(recipe.model, recipe.target.multiple_of, output)
+        path = recipes.find(argument)
+        recipe = load_recipe(path, [f"model.dtype={dtype}"] if dtype else ())
+        named = recipe.target.speedup.profile if recipe.target.speedup else _TABLE
+        return Request(path, recipe.model, recipe.target.multiple_of, output or named)
     values = {"source": str(argument)} | ({"dtype": dtype} if dtype else {})
     try:
         model = ModelSpec.model_validate(values, context={"folder": Path.cwd()})
@@ -52,4 +141,4 @@ def request(argument: Path, dtype: str | None) -> Request:
         hint = first.get("ctx", {}).get("hint")
         raise UserError(Diagnostic(f"the model {first['msg']}", hint=hint)) from None
     default = Target.model_fields["multiple_of"].default
-    return Request(model, default, output)
+    return Request(argument, model, default, output or _TABLE)

@@ -13,7 +13,6 @@ import os
 import platform
 import random
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from prunec.compiler.search.latency import (
     measured_sizes,
     mlp_widths,
 )
+from prunec.compiler.stopwatch import seconds
 
 #: Weights that samples of one shape are spread over, in bytes: more than caches hold.
 _POOL_BYTES = 256 * 1024**2
@@ -217,15 +217,7 @@ class _Bench:
         run = prepare()
         if again:
             run()
-        self._finish()
-        began = time.perf_counter()
-        run()
-        self._finish()
-        return time.perf_counter() - began
-
-    def _finish(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        return seconds(self.device, run)
 
     def _layer(self, slot: int, spec: LayerSpec) -> PerLayerDecoderLayer:
         """A layer that reads a slot of the cache, and that slot's weights."""

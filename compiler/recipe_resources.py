@@ -46,12 +46,11 @@ def in_bytes(value: object) -> object:
 
 def auto_or_number(value: object) -> object:
     """`auto`, or how many threads."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if value != "auto" and not (whole and 1 <= value <= _MOST_THREADS):  # type: ignore[operator]
-        raise refusal(
-            f"is {shown(value)}; it must be auto or a whole number from 1 to {_MOST_THREADS}"
-        )
-    return value
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST_THREADS:
+        return value
+    if value == "auto":
+        return value
+    raise refusal(f"is {shown(value)}; it must be auto or a whole number from 1 to {_MOST_THREADS}")
 
 
 def of_a_gpu(value: object, info: ValidationInfo) -> object:
