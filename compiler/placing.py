@@ -132,7 +132,7 @@ def in_words(placement: Placement) -> str:
     where = f"{' and '.join(filed)} in files" if filed else "everything in memory"
     if placement.states_on_host and not filed:
         where = "hidden states in the host's memory"
-    caches = ", small caches" if placement.cut_bytes < ROOMY.cut_bytes else ""
+        where += ", small caches" if placement.cut_bytes < ROOMY.cut_bytes else ""
     few = placement.batch_tokens == 1
     batches = "one window at a time" if few else f"batches of {placement.batch_tokens:,} tokens"
-    return f"{where}{caches}, {batches}"
+    return f"{where}, {batches}"
