@@ -34,6 +34,9 @@ CUDA_BYTES = 2 * 2**30
 #: Logits that are alive at once, float32, see `model.decoder`; one window at least.
 LOGIT_BYTES = 2**27
 
+#: Rows of a large matrix that are worked on together, see `passes.least_squares`.
+BLOCK = 1024
+
 FLOAT32, FLOAT64 = 4, 8
 _VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from prunec.compiler.estimates import FLOAT32, Sizes, Windows, total_work
+from prunec.compiler.estimates import BLOCK, FLOAT32, Sizes, Windows, total_work
 from prunec.compiler.model.placement import Placement
 from prunec.compiler.plan import Cost, Estimate, Work
 
@@ -63,8 +63,8 @@ def search(
     facts, n = sizes.facts, sizes.widest
     sublayers = 2 * facts.layers
     cuts = facts.layers * sizes.layer_bytes * (1 + facts.ffn // level) // 2  # at every size
-    # The factor, mapped and in memory, target and solution; the dense tensors that are sliced.
-    one_cut = 2 * FLOAT32 * n * (n + facts.hidden_size) + sizes.reading_bytes
+    # Target and solution, rows of the factor that is in a file; the dense tensors that are sliced.
+    one_cut = FLOAT32 * n * (2 * facts.hidden_size + BLOCK) + sizes.reading_bytes
     distributions = distribution_bytes(text.tokens, top_k)
 
     def estimate(placement: Placement) -> Cost:

@@ -6,12 +6,9 @@ n is the width of a sublayer's last linear map, d the hidden size. What is solve
 
 from __future__ import annotations
 
-from prunec.compiler.estimates import FLOAT32, FLOAT64, Sizes, Windows, total_work
+from prunec.compiler.estimates import BLOCK, FLOAT32, FLOAT64, Sizes, Windows, total_work
 from prunec.compiler.model.placement import ROOMY, Placement
 from prunec.compiler.plan import Cost, Estimate, Work
-
-#: Rows of a Gram matrix that are computed together, in float32 and then as they are added.
-_BLOCK = 1024
 
 #: Times that a stream of hidden states is read and written in a layer, where it lies in a file:
 #: both sublayers read it for their statistics and again to move it on.
@@ -81,7 +78,7 @@ def _collecting(sizes: Sizes, text: Windows, placement: Placement, dense_target:
     dense target both streams' inputs, what is missing, and what is added to it."""
     n, d = sizes.widest, sizes.facts.hidden_size
     batch = sizes.batch_tokens(text, placement)
-    gram = FLOAT64 * n * n + _BLOCK * n * (FLOAT32 + FLOAT64)
+    gram = FLOAT64 * n * n + BLOCK * n * (FLOAT32 + FLOAT64)
     missing = n * d * (2 * FLOAT64 + FLOAT32) if dense_target else 0
     inputs = batch * n * (FLOAT32 + (sizes.value_bytes if dense_target else 0))
     return gram + missing + inputs + sizes.activation_bytes(text, placement)

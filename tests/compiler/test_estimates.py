@@ -92,7 +92,7 @@ def test_the_work_of_a_walk_is_that_of_its_passes_and_grams(llama: Facts) -> Non
 def test_what_is_counted_by_is_what_the_passes_work_by() -> None:
     """Plans import no torch, so these stand twice."""
     assert estimates.LOGIT_BYTES == decoder.LOGIT_BYTES
-    assert estimates_walk._BLOCK == least_squares._BLOCK
+    assert estimates.BLOCK == least_squares._BLOCK
     assert estimates_walk._PANEL == eliminate.PANEL
     assert estimates_artefact._LOGIT_BYTES == perplexity._LOGIT_BYTES
 

@@ -118,6 +118,14 @@ def test_a_machine_that_is_too_small_is_refused_before_anything_is_read(
     assert resources.placement_here(small, resources.limits_here(Resources())) == ROOMY
 
 
+def test_workers_of_one_machine_share_what_is_free_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(available, "memory", lambda: 40 * GIB)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert resources.limits_here(Resources()).memory == 8 * GIB
+    assert resources.limits_here(Resources(memory=24 * GIB)).memory == 10 * GIB
+    assert resources.limits_here(Resources(memory=GIB)).memory == GIB
+
+
 def test_what_a_build_has_already_written_needs_no_more_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

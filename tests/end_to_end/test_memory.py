@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from prunec.compiler.estimates import PROCESS_BYTES
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 #: Put before a command: once all is imported, memory is limited to less than the model's weights
@@ -71,3 +73,20 @@ def test_memory_that_runs_out_is_told_with_what_would_have_helped(
     done = prunec_process("build", recipe, *source, "--output", tmp_path, prelude=bounds)
     assert done.returncode == 3
     assert "out of memory" in done.stderr and "resources.memory" in done.stderr
+
+
+def test_a_model_larger_than_the_memory_is_measured_part_by_part(
+    recipe: Path, deep: Path, prunec_process: Run, tmp_path: Path
+) -> None:
+    weights = sum(path.stat().st_size for path in deep.glob("*.safetensors"))
+    content = json.loads(recipe.read_text(encoding="utf-8"))
+    content["model"] |= {"source": str(deep), "dtype": "float32"}
+    content["method"] = {"kind": "magnitude"}
+    del content["calibration"], content["search"], content["validate"]["completion"]
+    path = recipe.with_name("measured.yaml")
+    path.write_text(json.dumps(content), encoding="utf-8")
+    settings = ["--set", "resources.memory=1200MiB", "--output", tmp_path]
+    assert prunec_process("build", path, *settings).returncode == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    # Whole, all of the weights would come on top of what Python and PyTorch take.
+    assert report["cost"]["peak_rss_bytes"] < PROCESS_BYTES + 3 * weights // 4
