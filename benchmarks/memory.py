@@ -182,7 +182,7 @@ def table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     for result in results:
         steps = {step["name"]: step["memory"] for step in result["steps"]}
         ratios = (f"{steps[n][0] / steps[n][1]:.2f}" if n in steps else "" for n in names)
-        named = f"{result['shape']}, {result['layers']} layers, {result['recipe']}"
+        named = f"{result['shape']}, layers: {result['layers']}, {result['recipe']}"
         yield f"| {named} | {' | '.join(ratios)} |"
 
 
