@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,15 @@ def _worker(number: int, launcher: int) -> int:
     raise AssertionError(f"there is no worker {number}")
 
 
+def _searched(output: Path) -> list[Any]:
+    """What the search had found by then, generation by generation: divergences to the last bit."""
+    sealed = [json.loads(path.read_text()) for path in output.glob(".store/*/finished.json")]
+    found = [json.loads(record["value"])["found"] for record in sealed]
+    [history] = [summary["history"] for summary in found if "history" in summary]
+    assert len(history) > 1
+    return list(history)
+
+
 def test_a_killed_worker_ends_the_build_and_the_rest_is_made_by_any_number_of_them(
     long_recipe: Path, alone: Path, hashes: Hashes, tmp_path: Path
 ) -> None:
@@ -82,3 +92,4 @@ def test_a_killed_worker_ends_the_build_and_the_rest_is_made_by_any_number_of_th
     out, err = building.communicate(timeout=300)
     assert building.returncode == 0, err
     assert hashes(tmp_path) == hashes(alone)
+    assert _searched(tmp_path) == _searched(alone)

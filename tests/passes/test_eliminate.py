@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.passes.eliminate import PANEL, HeadPath, channel_order, head_path
-from prunec.compiler.passes.least_squares import NestedSolution, NormalEquations
+from prunec.compiler.passes.least_squares import (
+    GramStatistics,
+    NestedSolution,
+    NormalEquations,
+    normal_equations,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -322,3 +327,14 @@ def test_inputs_that_rounding_cannot_tell_apart_are_refused_with_a_way_out() -> 
         with pytest.raises(ModelError, match="collinear") as refusal:
             attempt()
         assert refusal.value.hint == "raise method.damping"
+
+
+@pytest.mark.parametrize("dense_target", [0.0, 0.5])
+def test_a_solution_that_is_known_changes_no_choice(dense_target: float) -> None:
+    statistics = GramStatistics.empty(40, 6, with_missing=dense_target > 0)
+    inputs = torch.randn(200, 40) * torch.randn(40).exp()
+    statistics.add(inputs, 20 * torch.randn(200, 6) if dense_target else None)
+    weight = torch.randn(40, 6)
+    problem = normal_equations(statistics, weight, damping=0.01, dense_target=dense_target)
+    unknown = NormalEquations.of(problem.gram[:].clone(), problem.target)
+    assert channel_order(problem).tolist() == channel_order(unknown).tolist()
