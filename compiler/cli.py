@@ -199,7 +199,7 @@ def plan(
         Path | None,
         typer.Option(
             metavar="FILE|NAME",
-            help="Say how many hours it takes there, by a profile that `prunec profile --machine` "
+            help="Say how long it takes there, by a profile that `prunec profile --machine` "
             "wrote, or a shipped one.",
         ),
     ] = None,
@@ -214,8 +214,8 @@ def plan(
     there = Machine.find(machine) if machine else None
     planned = plan_recipe(shipped.find(recipe), set_ or (), subject_for_plan)
     if as_json:
-        hours = {s.name: there.hours(s.cost) for s in planned.plan.steps} if there else None
-        _print_json(planned.plan.as_dict() | ({"hours": hours} if hours else {}))
+        seconds = {s.name: there.seconds(s.cost) for s in planned.plan.steps} if there else None
+        _print_json(planned.plan.as_dict() | ({"seconds": seconds} if seconds else {}))
     else:
         render_plan(planned.recipe, planned.subject, planned.plan, _stdout(), there)
 

@@ -24,9 +24,9 @@ class Machine:
     measured_on: Mapping[str, Any]
     rates: Mapping[Work, float]
 
-    def hours(self, cost: Cost) -> float:
+    def seconds(self, cost: Cost) -> float:
         """What a step takes, one kind of work after the other."""
-        return sum(count / self.rates[kind] for kind, count in cost.work.items()) / 3600
+        return sum(count / self.rates[kind] for kind, count in cost.work.items())
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")

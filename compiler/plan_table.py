@@ -35,8 +35,8 @@ def render_plan(
     console: Console,
     machine: Machine | None = None,
 ) -> None:
-    """The model, the target, and a row a step, with hours on a machine if one is given. Costs are
-    estimates, and marked so."""
+    """The model, the target, and a row a step, with its time on a machine if there is one. Costs
+    are estimates, and marked so."""
     facts = subject.facts
     dense = dense_layout(facts)
     prunable = prunable_parameters(facts, dense)
@@ -59,7 +59,7 @@ def render_plan(
     console.print(
         f"Costs are estimates; memory is the process's peak, {size(PROCESS_BYTES)} of it "
         "for Python and PyTorch themselves."
-        + (f" Hours: on {machine.name}, as it was measured." if machine else ""),
+        + (f" Times: on {machine.name}, as it was measured." if machine else ""),
         style="dim",
         soft_wrap=True,
     )
@@ -82,7 +82,7 @@ def _table(recipe: Recipe, plan: Plan, machine: Machine | None, *, with_reasons:
     ):
         table.add_column(heading, justify="right", no_wrap=True)
 
-    def cells(cost: Cost, hours: float) -> Iterator[str]:
+    def cells(cost: Cost, seconds: float) -> Iterator[str]:
         yield f"{cost.token_forwards:,}" if cost.token_forwards else ""
         yield _bytes(cost.host_bytes if on_gpu else cost.memory_bytes)
         if on_gpu:
@@ -91,10 +91,10 @@ def _table(recipe: Recipe, plan: Plan, machine: Machine | None, *, with_reasons:
         if scratch:
             yield _bytes(cost.scratch_bytes)
         if machine:
-            yield duration(3600 * hours)
+            yield duration(seconds)
 
-    hours = [machine.hours(step.cost) if machine else 0.0 for step in plan.steps]
-    for step, taken in zip(plan.steps, hours, strict=True):
+    times = [machine.seconds(step.cost) if machine else 0.0 for step in plan.steps]
+    for step, taken in zip(plan.steps, times, strict=True):
         why = [Text(step.why)] if with_reasons else []
         table.add_row(step.name, *why, step.fingerprint[:12], *cells(step.cost, taken))
     costs = [step.cost for step in plan.steps]
@@ -107,7 +107,7 @@ def _table(recipe: Recipe, plan: Plan, machine: Machine | None, *, with_reasons:
         scratch_bytes=max(cost.scratch_bytes for cost in costs),
     )
     blanks = ["", ""] if with_reasons else [""]
-    table.add_row("total", *blanks, *cells(total, sum(hours)), style="bold")
+    table.add_row("total", *blanks, *cells(total, sum(times)), style="bold")
     return table
 
 

@@ -22,10 +22,10 @@ from prunec.compiler.subject import subject_for_plan
 from prunec.recipes import folder
 
 
-def test_hours_are_those_of_each_kind_of_work() -> None:
+def test_a_step_takes_as_long_as_each_kind_of_its_work() -> None:
     machine = Machine("m", {}, dict.fromkeys(Work, 10.0) | {Work.READ: 5.0})
     cost = Cost(work={Work.FLOAT64: 36_000, Work.READ: 18_000})
-    assert machine.hours(cost) == pytest.approx(1.0 + 1.0)
+    assert machine.seconds(cost) == pytest.approx(3600.0 + 3600.0)
 
 
 def test_a_machine_is_measured_written_and_read(
