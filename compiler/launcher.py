@@ -11,17 +11,19 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from prunec.compiler.diagnostics import BuildError
-from prunec.compiler.interruptions import LAUNCHED
+from prunec.compiler.interruptions import LAUNCHED, TERMINATED
 from prunec.compiler.passes.workers import WorkerLostError
 
 #: How a worker ends that has nothing to say but that another one is gone.
@@ -63,13 +65,23 @@ def launch(arguments: Sequence[str], workers: int) -> int:
 
 @contextmanager
 def telling_of_lost_workers() -> Iterator[None]:
-    """What a worker says of another one that is gone: nothing if `launch` is there to say it."""
+    """What a worker says of another one that is gone: nothing if `launch` is there to say it. Where
+    that is killed its workers end, too."""
+    if LAUNCHED in os.environ:
+        Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     try:
         yield
     except WorkerLostError as error:
         if LAUNCHED in os.environ:
             raise SystemExit(LOST) from error
         raise BuildError(f"another worker is gone: {error}", hint=_GO_ON) from error
+
+
+def _end_with(parent: int) -> None:
+    """What is stored is whole at any moment; and the main thread may be waiting for a worker."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(TERMINATED)
 
 
 def _judged(failures: Mapping[int, ProcessFailure], logs: Path) -> int:

@@ -50,6 +50,17 @@ def _start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
+def _building_a_layer(recipe: Path, output: Path) -> subprocess.Popen[str]:
+    """A build by two workers that has just solved another layer of the supernet."""
+    layers = ".store/*/layer-*.safetensors"
+    solved = set(output.glob(layers))
+    building = _start("build", recipe, "--output", output, "--workers", 2)
+    while set(output.glob(layers)) <= solved:
+        assert building.poll() is None, building.communicate()
+        time.sleep(0.01)
+    return building
+
+
 def _worker(number: int, launcher: int) -> int:
     """The process of a worker that a launcher has started."""
     for process in Path("/proc").glob("[0-9]*"):
@@ -75,10 +86,14 @@ def _searched(output: Path) -> list[Any]:
 def test_a_killed_worker_ends_the_build_and_the_rest_is_made_by_any_number_of_them(
     long_recipe: Path, alone: Path, hashes: Hashes, tmp_path: Path
 ) -> None:
-    building = _start("build", long_recipe, "--output", tmp_path, "--workers", 2)
-    while not list(tmp_path.glob(".store/*/layer-0.*.safetensors")):  # in the midst of the supernet
-        assert building.poll() is None, building.communicate()
-        time.sleep(0.01)
+    building = _building_a_layer(long_recipe, tmp_path)
+    workers = [_worker(number, building.pid) for number in (0, 1)]
+    building.kill()
+    building.communicate(timeout=60)
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):  # they end with it
+        time.sleep(0.1)
+
+    building = _building_a_layer(long_recipe, tmp_path)
     os.kill(_worker(1, building.pid), signal.SIGKILL)
     out, err = building.communicate(timeout=60)
     assert building.returncode == 3, err
