@@ -14,6 +14,10 @@ from prunec.compiler.plan import Cost, Estimate, Work
 #: both sublayers read it for their statistics and again to move it on.
 _READ, _WRITTEN = 4, 2
 
+#: Hidden states of all depths that are kept in memory for gradients, and logits whose gradients are
+#: taken at once, see `passes.importance`.
+_STATE_BYTES, _LOGIT_BYTES = 2 * 2**30, 2**28
+
 #: Pivots of the elimination between two updates of its matrices.
 _PANEL = 128
 
@@ -107,7 +111,7 @@ def _solutions(
         }
         if eliminates:
             gone = n**3 - int(kept * n) ** 3
-            found[Work.FLOAT64] += 4 * n * n * d + 2 * gone  # weight and moment; updates
+            found[Work.FLOAT64] += 2 * n * n * d + 2 * gone  # moment; updates
             found[Work.FACTOR] += n**3
             found[Work.VECTOR] = 3 * FLOAT64 * _PANEL // 2 * n * n
         left = int(kept * n) if kept else n
@@ -149,22 +153,33 @@ def statistics(
         rows = 2 * sizes.queries + 2 * facts.kv_heads * facts.head_dim + 3 * facts.ffn
         vectors += 4 * rows
     kept = groups * (FLOAT32 * grams + FLOAT64 * vectors)  # a layer's, as they are stored
-    spilled = (layers + 1) * sizes.state_bytes(text.tokens) if with_gradients else 0
+    depths = (layers + 1) * sizes.state_bytes(text.tokens)
+    wider = FLOAT32 // sizes.value_bytes  # gradients are float32's
     weights = FLOAT32 * sizes.layer_bytes // sizes.value_bytes
     forwards = 4 if with_gradients else 1 + (loss_quantiles > 1)
 
     def estimate(placement: Placement) -> Cost:
-        held = sizes.vocabulary_held(placement) + kept + (FLOAT32 + FLOAT64) * grams
-        held += sizes.reading_bytes + sizes.activation_bytes(text, placement)
+        layer = kept + (FLOAT32 + FLOAT64) * grams + sizes.reading_bytes
         if with_gradients:
-            held += FLOAT32 * states + 3 * weights
+            filed = placement.states_in_file or depths > _STATE_BYTES
+            waiting, scratch = FLOAT32 * states + (0 if filed else depths), depths if filed else 0
+            # Sums of the weights' gradients and of their squares are of the layer's size each;
+            # what a layer computes on its way forward is kept until the way back.
+            layer += 3 * weights + 2 * wider * sizes.activation_bytes(text, placement)
+            head = wider * sizes.embedding_bytes + 4 * _logit_bytes(sizes, text)
+            held = max(head, wider * sizes.vocabulary_held(placement) + layer)
         else:
+            waiting = sizes.states_waiting(text.tokens, placement)
+            scratch = sizes.states_filed(text.tokens, placement)
+            held = sizes.vocabulary_held(placement) + layer
+            held += sizes.activation_bytes(text, placement)
             held += sizes.states_working(text.tokens, placement)
-        disk_bytes = layers * kept + spilled + (FLOAT32 * states if with_gradients else 0)
+        # The gradients for what is before the last finished layer lie beside those before it.
+        disk_bytes = layers * kept + (2 * FLOAT32 * states if with_gradients else 0)
         return sizes.peak(
             held,
-            waiting=0 if with_gradients else sizes.states_waiting(text.tokens, placement),
-            scratch_bytes=0 if with_gradients else sizes.states_filed(text.tokens, placement),
+            waiting=waiting,
+            scratch_bytes=scratch,
             token_forwards=forwards * text.tokens,
             disk_bytes=disk_bytes,
             work=total_work(
@@ -178,3 +193,9 @@ def statistics(
         )
 
     return estimate
+
+
+def _logit_bytes(sizes: Sizes, text: Windows) -> int:
+    """Logits of the windows whose gradients are taken together, float32."""
+    window = FLOAT32 * text.length * sizes.facts.vocab_size
+    return min(text.number, max(1, _LOGIT_BYTES // window)) * window

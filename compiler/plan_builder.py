@@ -30,7 +30,7 @@ VERSIONS = {
     "teacher": 2,
     "supernet": 3,
     "search": 2,
-    "resolve": 4,
+    "resolve": 5,
     "published-supernet": 1,
     "published-search": 1,
     "published-layers": 1,

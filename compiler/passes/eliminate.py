@@ -2,12 +2,17 @@
 """The order in which a sublayer loses its units: greedy optimal brain surgery, exactly updated.
 
 Removing the inputs P from the least-squares problem costs `tr(W_Pᵀ (A_PP)⁻¹ W_P)`, where
-`A = H⁻¹` and `W = A G`. After each removal both are brought up to date, so that every choice is
-made on what is really left. Everything is float64 and independent of d_out where it can be.
+`A = H⁻¹` and W is the dense map. After each removal both are brought up to date, so that every
+choice is made on what is really left. Everything is float64 and independent of d_out where it can
+be.
+
+What goes is what the dense map needs least, even where the weights that stay are then fitted to
+more than its outputs: units that only help to mend what earlier layers have lost are worth less
+than those that the model was trained to have.
 
 `first_order` adds Týr's prior for units that carry much of the output: twice `⟨W_P, G_P⟩` times
-it, with W as it is by then and G as it was. At 1 the two terms are balanced as published (which
-halves both).
+it, with W as it is by then and `G = H W` as it was. At 1 the two terms are balanced as published
+(which halves both).
 
 Source: optimal brain surgeon as in ZipLM and SlimGPT; the first-order term from Týr-the-Pruner
 (arXiv 2503.09657, its code: signed); nested use and the d_out-free update ours.
@@ -21,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunec.compiler.passes.least_squares import NormalEquations, cholesky, invert
+from prunec.compiler.passes.least_squares import NormalEquations, cholesky, invert, row_blocks
 
 #: Pivots chosen between two updates of the matrices: enough for the products to run at full speed,
 #: few enough for what is pending to stay in the cache, where every pivot reads all of it.
@@ -46,7 +51,9 @@ def channel_order(
     """
     inverse, weight = _inverse_and_weight(problem)
     moment = weight @ weight.T
-    matrices = [inverse, moment, weight @ problem.target.T] if first_order else [inverse, moment]
+    matrices = [inverse, moment]
+    if first_order:
+        matrices.append(weight @ _output_products(problem, weight).T)
     del weight
     alive = torch.arange(len(inverse), device=inverse.device)
     order = torch.empty_like(alive)
@@ -142,10 +149,11 @@ def head_path(
     that the path has to pass through.
     """
     inverse, weight = _inverse_and_weight(problem)
+    products = _output_products(problem, weight) if first_order else weight
 
     def cost(heads: Sequence[int]) -> float:
         columns = _columns(heads, head_dim).to(inverse.device)
-        prior = float((weight[columns] * problem.target[columns]).sum()) if first_order else 0.0
+        prior = float((weight[columns] * products[columns]).sum()) if first_order else 0.0
         return _block_cost(inverse, weight, columns) + 2 * first_order * prior
 
     per_group = query_heads // kv_heads
@@ -180,10 +188,17 @@ def head_path(
 
 def _inverse_and_weight(problem: NormalEquations) -> tuple[Tensor, Tensor]:
     factor = problem.factor()
-    weight = problem.known
+    weight = problem.dense
     if weight is None:
         weight = torch.cholesky_solve(problem.target, factor)
     return invert(factor), weight
+
+
+def _output_products(problem: NormalEquations, weight: Tensor) -> Tensor:
+    """[d_in, d_out]: H W, of every input with every output of the dense map W."""
+    if problem.dense is None:
+        return problem.target
+    return torch.cat([problem.gram[rows] @ weight for rows in row_blocks(len(weight))])
 
 
 def _block_cost(inverse: Tensor, weight: Tensor, columns: Tensor) -> float:

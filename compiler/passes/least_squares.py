@@ -51,13 +51,14 @@ class GramStatistics:
         """Add a batch, [tokens, d_in] and [tokens, d_out]: float32 products, float64 sums."""
         inputs = inputs.float()
         missing = None if missing is None else missing.float()
-        for rows in _blocks(len(self.own)):
+        for rows in row_blocks(len(self.own)):
             self.own[rows, : rows.stop] += inputs[:, rows].T @ inputs[:, : rows.stop]
             if self.missing is not None and missing is not None:
                 self.missing[rows] += inputs[:, rows].T @ missing
 
 
-def _blocks(size: int) -> Iterator[slice]:
+def row_blocks(size: int) -> Iterator[slice]:
+    """Slices over the rows of a large matrix, so many as are worked on together."""
     for start in range(0, size, _BLOCK):
         yield slice(start, min(start + _BLOCK, size))
 
@@ -65,22 +66,22 @@ def _blocks(size: int) -> Iterator[slice]:
 @dataclass(frozen=True)
 class NormalEquations:
     """gram: [d_in, d_in], symmetric positive definite, in memory or in a file; diagonal: [d_in],
-    its own; target: [d_in, d_out]; known: [d_in, d_out], their solution where no solving is needed
-    to know it; float64."""
+    its own; target: [d_in, d_out]; dense: [d_in, d_out], the map as it is before any input goes, or
+    None where it is the solution; float64."""
 
     gram: Tensor | FileTensor
     diagonal: Tensor
     target: Tensor
-    known: Tensor | None = None
+    dense: Tensor | None = None
 
     @classmethod
-    def of(cls, gram: Tensor, target: Tensor, known: Tensor | None = None) -> NormalEquations:
-        return cls(gram, gram.diagonal().clone(), target, known)
+    def of(cls, gram: Tensor, target: Tensor, dense: Tensor | None = None) -> NormalEquations:
+        return cls(gram, gram.diagonal().clone(), target, dense)
 
     def in_file(self, scratch: Path) -> NormalEquations:
         """The same with the Gram matrix in a file: for its inverse there is then more room."""
         gram = FileTensor(self.gram.shape, torch.float64, scratch)
-        for rows in _blocks(len(gram)):
+        for rows in row_blocks(len(gram)):
             gram[rows] = self.gram[rows]
         return replace(self, gram=gram)
 
@@ -95,7 +96,7 @@ class NormalEquations:
         place = torch.full((len(self.gram),), -1)
         place[inputs.cpu()] = torch.arange(len(inputs))
         among = self.target.new_empty(len(inputs), len(inputs))
-        for rows in _blocks(len(self.gram)):
+        for rows in row_blocks(len(self.gram)):
             wanted = (place[rows] >= 0).nonzero()[:, 0]
             block = self.gram[rows].to(among.device)[wanted.to(among.device)]
             among[place[rows][wanted].to(among.device)] = block[:, inputs]
@@ -117,7 +118,7 @@ def normal_equations(
     target ours.
     """
     own = statistics.own
-    for rows in _blocks(len(own)):
+    for rows in row_blocks(len(own)):
         own[: rows.start, rows] = own[rows, : rows.start].T
         own[rows, rows] = (own[rows, rows] + own[rows, rows].T).div_(2)
     sums = [own] if statistics.missing is None else [own, statistics.missing]
@@ -131,8 +132,7 @@ def normal_equations(
     if statistics.missing is not None:
         target.add_(statistics.missing, alpha=dense_target)
     own.diagonal().add_(ridge)
-    # Without a dense target the weights are the best there are, until an input goes.
-    return NormalEquations.of(own, target, weight if statistics.missing is None else None)
+    return NormalEquations.of(own, target, weight)
 
 
 def cholesky(gram: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def invert(factor: Tensor) -> Tensor:
     As LAPACK's potri, `A⁻¹ = L⁻ᵀ L⁻¹`, of which it does the halves block by block: all but the
     diagonal blocks is matrix products, which use all cores of any machine.
     """
-    blocks = list(_blocks(len(factor)))
+    blocks = list(row_blocks(len(factor)))
     for rows in blocks:  # L⁻¹, from top to bottom
         one = torch.eye(rows.stop - rows.start, dtype=factor.dtype, device=factor.device)
         corner = torch.linalg.solve_triangular(factor[rows, rows], one, upper=False)
@@ -193,7 +193,7 @@ class NestedSolution:
         """
         weights = self.projected[:size].to(self.order.device, copy=True)
         # Back substitution: rows that are solved for leave the equations of those above them.
-        for rows in reversed([*_blocks(size)]):
+        for rows in reversed([*row_blocks(size)]):
             factor = self.factor[rows].to(weights.device)
             square, above = factor[:, rows], factor[:, : rows.start]
             weights[rows] = torch.linalg.solve_triangular(square.T, weights[rows], upper=True)
@@ -203,7 +203,7 @@ class NestedSolution:
 
     def excess_errors(self) -> Tensor:
         """[d_in + 1]: for every size, the squared error beyond that of keeping all inputs."""
-        blocks = _blocks(len(self.order))
+        blocks = row_blocks(len(self.order))
         errors = torch.cat([self.projected[rows].square().sum(dim=1) for rows in blocks])
         tail = errors.flip(0).cumsum(0).flip(0)
         return torch.cat([tail, tail.new_zeros(1)])

@@ -329,12 +329,29 @@ def test_inputs_that_rounding_cannot_tell_apart_are_refused_with_a_way_out() -> 
         assert refusal.value.hint == "raise method.damping"
 
 
+@pytest.mark.parametrize("first_order", [0.0, 0.1])
 @pytest.mark.parametrize("dense_target", [0.0, 0.5])
-def test_a_solution_that_is_known_changes_no_choice(dense_target: float) -> None:
+def test_what_goes_is_what_the_dense_map_needs_least_whatever_is_fitted(
+    dense_target: float, first_order: float
+) -> None:
     statistics = GramStatistics.empty(40, 6, with_missing=dense_target > 0)
     inputs = torch.randn(200, 40) * torch.randn(40).exp()
     statistics.add(inputs, 20 * torch.randn(200, 6) if dense_target else None)
     weight = torch.randn(40, 6)
     problem = normal_equations(statistics, weight, damping=0.01, dense_target=dense_target)
-    unknown = NormalEquations.of(problem.gram[:].clone(), problem.target)
-    assert channel_order(problem).tolist() == channel_order(unknown).tolist()
+    order = channel_order(problem, first_order=first_order)
+    gram = problem.gram[:].clone()
+    reproduced = NormalEquations.of(gram, gram @ weight.double())  # to be solved for
+    assert order.tolist() == channel_order(reproduced, first_order=first_order).tolist()
+
+    def path(problem: NormalEquations) -> HeadPath:
+        return head_path(
+            problem,
+            head_dim=4,
+            query_heads=10,
+            kv_heads=5,
+            parameters=lambda queries, kv: queries + kv,
+            first_order=first_order,
+        )
+
+    assert path(problem).states == path(reproduced).states

@@ -211,6 +211,6 @@ def test_without_a_dense_target_the_weights_solve_their_own_equations() -> None:
     statistics.add(torch.randn(4, 6), None)  # too few tokens for a full rank
     weight = torch.randn(6, 3)
     problem = normal_equations(statistics, weight, damping=0.01, dense_target=0.0)
-    assert problem.known is not None
+    assert problem.dense is not None
     solved = np.linalg.solve(problem.gram[:].numpy(), problem.target.numpy())
-    np.testing.assert_allclose(problem.known.numpy(), solved, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(problem.dense.numpy(), solved, rtol=0, atol=1e-9)

@@ -4,15 +4,15 @@
 Without gradients the hidden states go through the dense model once, twice where the groups depend
 on the windows' losses. With gradients they are kept before every layer, and the layers are then
 gone through from the last to the first, each run once more and differentiated: memory is one
-layer's, and the hidden states may lie in a file.
+layer's, and the hidden states lie in files where they are many.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.layout import dense_layout
 from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
+from prunec.compiler.model.states import HiddenStates
 from prunec.compiler.passes.importance.gradients import (
     LayerGradients,
     few_windows,
@@ -147,28 +148,27 @@ class _Collector:
 
     def backward(self, choose: Callable[[Tensor], Groups] | Groups) -> CollectedInfo:
         """Forward once, keeping what enters each layer; then backward, layer by layer."""
-        precise = Decoder(self.decoder.checkpoint, torch.float32, self.decoder.device)
-        with _states(self.decoder, self.ids, self.memory.scratch) as states:
+        where = self.decoder.placement
+        precise = Decoder(self.decoder.checkpoint, torch.float32, self.decoder.device, where)
+        states = _states(self.decoder, self.ids, self.memory.scratch)
+        for batch in precise.batches(*self.ids.shape):
+            states[0][batch] = precise.embed(self.ids[batch]).to(states[0].dtype)
+        for index in range(self.layers):
+            layer = self._layer(precise, index)
             for batch in precise.batches(*self.ids.shape):
-                states[0, batch] = precise.embed(self.ids[batch]).to(states)
-            for index in range(self.layers):
-                layer = self._layer(precise, index)
-                for batch in precise.batches(*self.ids.shape):
-                    hidden = states[index, batch].to(precise.device, torch.float32)
-                    behind = precise.feed(layer, precise.attend(layer, hidden))
-                    states[index + 1, batch] = behind.to(states)
-                self.on_layer(index + 1, 2 * self.layers)
-            last = states[self.layers]
-            losses = self._losses(
-                precise, lambda part: last[part].to(precise.device, torch.float32)
-            )
-            groups = _ascending(choose(losses) if callable(choose) else choose)
-            self._go_back(precise, states, groups)
+                behind = precise.feed(layer, precise.attend(layer, states[index][batch].float()))
+                states[index + 1][batch] = behind.to(states[0].dtype)
+            self.on_layer(index + 1, 2 * self.layers)
+        losses = self._losses(precise, lambda part: states[self.layers][part].float())
+        groups = _ascending(choose(losses) if callable(choose) else choose)
+        self._go_back(precise, states, groups)
         return self._info(losses, groups, passes(with_gradients=True, by_loss=True))
 
-    def _go_back(self, decoder: Decoder, states: Tensor, groups: Sequence[Tensor]) -> None:
+    def _go_back(
+        self, decoder: Decoder, states: Sequence[HiddenStates], groups: Sequence[Tensor]
+    ) -> None:
         """From the last layer to the first, or on from where collecting was stopped."""
-        device, start, outward = decoder.device, self.layers, None
+        start, outward = self.layers, None
         while start and self.memory.has(start - 1):
             start -= 1
         if start < self.layers:
@@ -177,8 +177,9 @@ class _Collector:
             start = self.layers
             outward = torch.empty(*self.ids.shape, decoder.facts.hidden_size, dtype=torch.float32)
             for batch in decoder.batches(*self.ids.shape):
-                last = states[start, batch].to(device, torch.float32)
+                last = states[start][batch].float()
                 outward[batch] = loss_gradients(decoder, last, self.ids[batch]).cpu()
+        decoder.release()
         for index in reversed(range(start)):
             assert outward is not None
             tensors = decoder.layer_tensors(index)
@@ -187,10 +188,10 @@ class _Collector:
                 sums = LayerSums.empty(decoder, with_gram=self.with_gram)
                 gradients = LayerGradients()
                 for windows in self._batches(group):
-                    before = states[index, windows].to(device, torch.float32)
+                    before = states[index][windows].float()
                     with sums.listening(decoder.facts, layer):
                         back, behind = layer_backward(
-                            decoder, layer, before, outward[windows].to(device), gradients
+                            decoder, layer, before, outward[windows].to(before), gradients
                         )
                     sums.add_states(before, behind)
                     outward[windows] = back.cpu()
@@ -222,19 +223,13 @@ def _ascending(groups: Groups) -> tuple[Tensor, ...]:
     return tuple(group.sort().values for group in groups)
 
 
-@contextmanager
-def _states(decoder: Decoder, ids: Tensor, scratch: Path) -> Iterator[Tensor]:
-    """[layers + 1, windows, length, hidden_size] at the decoder's dtype: in memory, or in a file
-    that is removed afterwards where they are many."""
-    facts, dtype = decoder.facts, decoder.dtype
-    shape = (facts.layers + 1, *ids.shape, facts.hidden_size)
-    if math.prod(shape) * dtype.itemsize <= STATE_BYTES:
-        yield torch.empty(shape, dtype=dtype)
-        return
-    scratch.mkdir(parents=True, exist_ok=True)
-    path = scratch / "states.partial"
-    try:
-        mapped = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype)
-        yield mapped.reshape(shape)
-    finally:
-        path.unlink(missing_ok=True)
+def _states(decoder: Decoder, ids: Tensor, scratch: Path) -> list[HiddenStates]:
+    """Hidden states before every layer and behind the last one, at the decoder's dtype: on the
+    host, or in files where they are many."""
+    shape, depths = (*ids.shape, decoder.facts.hidden_size), decoder.facts.layers + 1
+    placement = replace(decoder.placement, states_on_host=True)
+    if depths * math.prod(shape) * decoder.dtype.itemsize > STATE_BYTES:
+        scratch.mkdir(parents=True, exist_ok=True)
+        folder = placement.scratch or scratch
+        placement = replace(placement, states_in_file=True, scratch=folder)
+    return [HiddenStates(shape, decoder.dtype, decoder.device, placement) for _ in range(depths)]
