@@ -37,10 +37,14 @@ GIB, MIB = 2**30, 2**20
 
 #: `search`: the default engine, with a search of seconds. `eliminate`: its walk alone. `refit`: the
 #: units that most reaches stay, and are refitted; no elimination, which takes hours at 8B.
+#: `gradients`: units are scored by gradients, layers are trained one by one. `whole`: what holds
+#: whole models: adapters that are trained, a graph that is written, and what compares it.
 METHODS: dict[str, dict[str, Any]] = {
     "search": {"kind": "tyr", "offspring": 4},
     "eliminate": {"kind": "uniform", "dense_target": 0.0},
     "refit": {"kind": "importance", "metrics": {"wanda": 1.0}, "refit": True, "dense_target": 0.0},
+    "gradients": {"kind": "importance", "metrics": {"taylor_first": 1.0}, "refit": False},
+    "whole": {"kind": "magnitude"},
 }
 
 
@@ -63,9 +67,22 @@ def recipe(method: str, model: Path, memory: int, tokens: int, length: int) -> d
             "perplexity": {"source": text, "tokens": 4 * length, "sequence_length": length}
         },
     }
+    if method == "gradients":
+        made["recover"] = _recovery("blockwise", length)
+    if method == "whole":
+        del made["calibration"]
+        made["recover"] = _recovery("lora", length)
+        made["export"] += [{"kind": "onnx"}]
+        made["validate"] |= {"parity": {}, "size": {}}
     if method == "search":
         made["search"] = {"tokens": 4 * length, "budget": {"token_forwards": 40 * length}}
     return made
+
+
+def _recovery(kind: str, length: int) -> dict[str, Any]:
+    """A recovery of a few steps."""
+    text = {"source": {"kind": "python_stdlib"}, "sequence_length": length, "seed": 1}
+    return {"kind": kind, **text, "tokens": 8 * length, "held_out_tokens": 2 * length}
 
 
 @contextmanager
@@ -121,7 +138,7 @@ def measure(arguments: argparse.Namespace, layers: int | None, keep: Path) -> di
     for step in plan["steps"]:
         folder = output / ".store" / step["fingerprint"]
         took = json.loads(json.loads((folder / "finished.json").read_text())["value"])
-        written = output / "hf" if step["kind"] == "export" else folder
+        written = output / step["params"]["kind"] if step["kind"] == "export" else folder
         cost = step["cost"]
         steps.append(
             {

@@ -14,6 +14,10 @@ _PIECE_BYTES = 64 * 2**20
 #: Bits of a weight in an ONNX graph, those of scales included.
 _GRAPH_BITS = {"float32": 32, "float16": 16, "int8": 9, "int4": 5}
 
+#: What ONNX Runtime holds of a float32 graph's weights while it is verified after it was written,
+#: and while it answers. Measured, see `benchmarks/memory.py`.
+_VERIFIED, _ANSWERING = 2.25, 1.4
+
 #: Logits of a batch that is measured, as float32, and tokens of it; one window at least. What is
 #: made of them is made in parts. See `validators.perplexity`.
 _LOGIT_BYTES, _TOKENS, _PART_BYTES = 2**30, 16_384, 350 * 2**20
@@ -32,14 +36,30 @@ def export(sizes: Sizes, layout: Layout) -> Estimate:
 
 
 def graph(sizes: Sizes, layout: Layout, precision: str) -> Estimate:
-    """An ONNX graph, which is opened to be verified: its weights and the runtime's own copy of
-    them in float32, beside what is stored where that is another dtype."""
+    """An ONNX graph, which is opened to be verified: its weights, mapped, and the runtime's own
+    copies of them in float32, beside what is stored where that is another dtype."""
     parameters = total_parameters(sizes.facts, layout)
     written = parameters * _GRAPH_BITS[precision] // 8
-    opened = 2 * FLOAT32 * parameters + (0 if precision == "float32" else written)
+    opened = round(_VERIFIED * opened_graph_bytes(sizes, FLOAT32 * parameters))
+    opened += 0 if precision == "float32" else written
     return lambda placement: sizes.peak(
         opened, disk_bytes=written, work={Work.READ: 2 * written, Work.WRITE: written}
     )
+
+
+def opened_graph_bytes(sizes: Sizes, weights: int) -> int:
+    """Float32 weights of a graph: a head that is the embedding is another matrix there."""
+    tied = sizes.facts.vocab_size * sizes.facts.hidden_size if sizes.facts.tied else 0
+    return weights + FLOAT32 * tied
+
+
+def answers(sizes: Sizes, kept: int, *, in_onnx: bool) -> Estimate:
+    """Models that answer one after the other: in float32 by transformers, which reads `kept` bytes,
+    and a graph by its runtime, whose copies are made for its matrix products."""
+    held = FLOAT32 * kept // sizes.value_bytes
+    if in_onnx:
+        held = max(held, round(_ANSWERING * opened_graph_bytes(sizes, held)))
+    return lambda placement: sizes.peak(held, work={Work.READ: 2 * kept})
 
 
 def generation(sizes: Sizes, text: Windows, *, together: int, disk_bytes: int) -> Estimate:

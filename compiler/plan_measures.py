@@ -14,7 +14,7 @@ from prunec import recipes
 from prunec.compiler.calibration.sources import file_identity
 from prunec.compiler.diagnostics import RecipeProblemError
 from prunec.compiler.estimates import Windows
-from prunec.compiler.estimates_artefact import elsewhere, graph, measurement
+from prunec.compiler.estimates_artefact import answers, elsewhere, graph, measurement
 from prunec.compiler.estimates_search import distribution_bytes
 from prunec.compiler.model.layout import dense_layout
 from prunec.compiler.plan import Step, digest
@@ -119,8 +119,7 @@ def _add_parity(
         "whether every artefact says in its runtime what the model says",
         steps.model | validation.parity.model_dump(),
         {"tokens": "evaluation-tokens", **artefacts},
-        # The model in float32, then each artefact beside what it said.
-        elsewhere(steps.sizes, 4 * kept // steps.sizes.value_bytes),
+        answers(steps.sizes, kept, in_onnx="onnx" in artefacts),
     )
 
 

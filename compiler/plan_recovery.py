@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
-from prunec.compiler.estimates import FLOAT32
+from prunec.compiler.estimates import FLOAT32, total_work
 from prunec.compiler.model.layout import Layout
-from prunec.compiler.plan import Estimate
+from prunec.compiler.model.placement import Placement
+from prunec.compiler.plan import Cost, Estimate
 from prunec.compiler.plan_builder import PlanBuilder
 from prunec.compiler.plan_texts import Draw, Text, add_texts
 from prunec.compiler.recipe import BlockwiseRecovery, LoraRecovery, Recover
 from prunec.compiler.recovery.sizes import (
+    JUDGED_LOGITS,
     PART_TOKENS,
     adapter_parameters,
     distribution_bytes,
@@ -95,22 +98,29 @@ def _add_distributions(steps: PlanBuilder, text: str, why: str) -> str:
     name = text.replace("-tokens", "-teacher")
     facts, tokens = steps.facts, steps.count(text)
     top = min(TOP_K, facts.vocab_size)
-    part = min(tokens, PART_TOKENS)
+    sizes, part = steps.sizes, min(tokens, PART_TOKENS)
+    length = steps.text(text).length
+
+    def estimate(placement: Placement) -> Cost:
+        # As a search's teacher, a part of the text at a time, which stays in memory.
+        layers = sizes.reading_bytes + sizes.activation_bytes(steps.text(text), placement)
+        layers += sizes.vocabulary_held(placement)
+        head = sizes.head_held(placement) + sizes.logit_bytes(steps.text(text))
+        made = distribution_bytes(part, top, facts.vocab_size)
+        return sizes.peak(
+            sizes.state_bytes(part) + max(layers, head + made),
+            token_forwards=tokens,
+            disk_bytes=distribution_bytes(tokens, top, facts.vocab_size),
+            work=total_work(sizes.forward(tokens, length), sizes.logits(tokens)),
+        )
+
     steps.add(
         name,
         "distributions",
         f"the dense model's next-token distributions {why}",
         steps.model | {"top_k": top},
         {"tokens": text},
-        lambda placement: steps.sizes.peak(
-            steps.sizes.reading_bytes
-            + steps.sizes.vocabulary_bytes
-            + steps.sizes.state_bytes(part)
-            + distribution_bytes(part, top, facts.vocab_size),
-            token_forwards=tokens,
-            disk_bytes=distribution_bytes(tokens, top, facts.vocab_size),
-            work=steps.sizes.forward(tokens, steps.text(text).length),
-        ),
+        estimate,
     )
     return name
 
@@ -133,16 +143,31 @@ def _lora_cost(steps: PlanBuilder, recover: LoraRecovery, start: Layout) -> Esti
 
 
 def _blockwise_cost(steps: PlanBuilder, recover: BlockwiseRecovery, start: Layout) -> Estimate:
-    """Both streams of hidden states, and a layer with its optimiser's state in float32."""
-    tokens = steps.count(TOKENS) + steps.count(HELD_OUT)
+    """Both streams of hidden states of both texts, and of the held-out one where they are compared.
+    A layer with gradient, two moments and a step in float32, and what it keeps on its way forward;
+    or the head, with the logits of both models and what is made of them."""
+    sizes, held_out = steps.sizes, steps.text(HELD_OUT)
+    text = replace(steps.text(TOKENS), number=max(1, recover.batch_tokens // held_out.length))
+    tokens = steps.count(TOKENS) + held_out.tokens
+    streams = 2 * tokens + 2 * held_out.tokens
     passes = 2 + 3 * recover.epochs
-    layer = 4 * steps.sizes.layer_bytes * FLOAT32 // steps.sizes.value_bytes
-    sizes, length = steps.sizes, steps.text(TOKENS).length
-    return lambda placement: sizes.peak(
-        sizes.states_working(2 * tokens, placement) + sizes.reading_bytes + layer,
-        waiting=sizes.states_waiting(2 * tokens, placement),
-        token_forwards=passes * tokens,
-        disk_bytes=sizes.layers_bytes(start),
-        scratch_bytes=sizes.states_filed(2 * tokens, placement),
-        work=sizes.forward(tokens, length, share=passes),
+    wider = FLOAT32 // sizes.value_bytes
+    layer = round(5 * sizes.share(start) * wider * sizes.layer_bytes)
+    compared = (
+        max(held_out.length, JUDGED_LOGITS // sizes.facts.vocab_size) * sizes.facts.vocab_size
     )
+
+    def estimate(placement: Placement) -> Cost:
+        training = layer + 2 * wider * sizes.activation_bytes(text, placement)
+        training += sizes.reading_bytes + sizes.vocabulary_held(placement)
+        judging = sizes.head_held(placement) + 5 * FLOAT32 * compared
+        return sizes.peak(
+            sizes.states_working(streams, placement) + max(training, judging),
+            waiting=sizes.states_waiting(streams, placement),
+            token_forwards=passes * tokens,
+            disk_bytes=sizes.layers_bytes(start),
+            scratch_bytes=sizes.states_filed(streams, placement),
+            work=sizes.forward(tokens, text.length, share=passes),
+        )
+
+    return estimate

@@ -16,9 +16,7 @@ from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
 from prunec.compiler.model.states import HiddenStates
 from prunec.compiler.passes.gram import advance
 from prunec.compiler.passes.nested import CutLayer
-
-#: Logits of one batch when distributions are compared.
-_LOGITS = 2**26
+from prunec.compiler.recovery.sizes import JUDGED_LOGITS
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Judge:
             layer = built(decoder, later, self.pruned(later))
             advance(decoder, hidden, partial(through, decoder, layer))
         windows, length = hidden.shape[:2]
-        size, total = max(1, _LOGITS // (length * decoder.facts.vocab_size)), 0.0
+        size, total = max(1, JUDGED_LOGITS // (length * decoder.facts.vocab_size)), 0.0
         for first in range(0, windows, size):
             batch = slice(first, first + size)
             wanted = decoder.logits(self.dense[batch]).log_softmax(dim=-1)

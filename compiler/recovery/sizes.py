@@ -12,6 +12,9 @@ PART_TOKENS = 65_536
 #: Tokens, and logits, of one forward and backward pass; one window at least.
 MICRO_TOKENS, MICRO_LOGITS = 4_096, 2**27
 
+#: Logits of one batch when a model is compared with the dense one; one window at least.
+JUDGED_LOGITS = 2**26
+
 #: Ids are stored in two bytes where they fit.
 SMALL_VOCABULARY = 2**16
 
