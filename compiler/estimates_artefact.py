@@ -54,12 +54,16 @@ def opened_graph_bytes(sizes: Sizes, weights: int) -> int:
 
 
 def answers(sizes: Sizes, kept: int, *, in_onnx: bool) -> Estimate:
-    """Models that answer one after the other: in float32 by transformers, which reads `kept` bytes,
-    and a graph by its runtime, whose copies are made for its matrix products."""
-    held = FLOAT32 * kept // sizes.value_bytes
+    """Models that answer one after the other: in float32 by transformers, whose file of `kept`
+    bytes is mapped while it is read, and a graph by its runtime, which makes copies for its matrix
+    products."""
+    weights = FLOAT32 * kept // sizes.value_bytes
+    held = weights + kept
     if in_onnx:
-        held = max(held, round(_ANSWERING * opened_graph_bytes(sizes, held)))
-    return lambda placement: sizes.peak(held, work={Work.READ: 2 * kept})
+        held = max(held, round(_ANSWERING * opened_graph_bytes(sizes, weights)))
+    return lambda placement: sizes.peak(
+        sizes.vocabulary_held(placement) + held, work={Work.READ: 2 * kept}
+    )
 
 
 def generation(sizes: Sizes, text: Windows, *, together: int, disk_bytes: int) -> Estimate:

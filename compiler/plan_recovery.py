@@ -135,7 +135,7 @@ def _lora_cost(steps: PlanBuilder, recover: LoraRecovery, start: Layout) -> Esti
     state = 16 * adapter_parameters(facts, start, recover.rank)
     tokens = recover.epochs * passes * steps.count(TOKENS) + looks * steps.count(HELD_OUT)
     return lambda placement: steps.sizes.peak(
-        memory + held,
+        steps.sizes.vocabulary_held(placement) + memory + held,
         token_forwards=tokens,
         disk_bytes=steps.sizes.layers_bytes(start) + state,
         work=steps.sizes.forward(tokens, length, share=steps.sizes.share(start)),

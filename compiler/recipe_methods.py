@@ -152,10 +152,11 @@ class ImportanceMethod(Section):
     metrics: Annotated[
         dict[Metric, Annotated[float, Field(ge=0)]], AfterValidator(recipe_checks.some_share)
     ] = Field(
-        default={"obs": 1.0},
+        default={"wanda": 1.0},
         min_length=1,
         description="What a unit's worth is measured by; of several, the mean with these weights, "
-        "each divided by its own mean over the sublayer's units before.",
+        "each divided by its own mean over the sublayer's units before. The default is the "
+        "steadiest of those that were compared (`benchmarks/RESULTS.md`).",
     )
     aggregation: Aggregation = Field(
         default="sum",

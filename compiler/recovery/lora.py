@@ -25,8 +25,9 @@ from prunec.compiler.recovery.sizes import training_passes
 from prunec.compiler.recovery.training import Training, TrainingMemory, mean_loss
 from prunec.validators.results import RecoveryResult
 
-#: Held-out windows that importance is measured on, and that merging is checked on.
-_SOME = 4
+#: Held-out windows that importance is measured on, and that merging is checked on, at the last
+#: positions of each: logits of whole windows would be larger than many a model.
+_SOME, _LAST = 4, 64
 
 #: How far merging may move a logit, relative to the largest: what float32 sums differ by.
 _MERGE_TOLERANCE = 1e-4
@@ -203,4 +204,6 @@ def _spread(rank: int, scores: Sequence[float], names: Sequence[Sequence[str]]) 
 
 
 def _logits(model: Any, ids: Tensor) -> Tensor:
-    return torch.cat([model(input_ids=w[None], use_cache=False).logits for w in ids]).float()
+    """[windows, positions, vocabulary], float32."""
+    found = (model(input_ids=window[None], use_cache=False).logits[:, -_LAST:] for window in ids)
+    return torch.cat([logits.float().clone() for logits in found])

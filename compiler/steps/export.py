@@ -107,12 +107,10 @@ def pruned_model(context: Context, step: Step) -> Any:
     described = model_config(facts, layout, step.params["layout"], dtype)
     config = AutoConfig.for_model(**described)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    tensors = {
-        name: tensor.to(dtype).float()
-        for name, tensor in pruned_tensors(context, layers, lambda *_: None)
-    }
-    absent = model.load_state_dict(tensors, strict=False).missing_keys
-    assert set(absent) <= {facts.family.head}, absent  # tied to the embedding
+    held = model.state_dict()
+    for name, tensor in pruned_tensors(context, layers, lambda *_: None):
+        held.pop(name).copy_(tensor.to(dtype))  # one at a time: two models would not fit
+    assert set(held) <= {facts.family.head}, held.keys()  # tied to the embedding
     model.tie_weights()
     if getattr(config, "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")  # the only kernels that cap scores

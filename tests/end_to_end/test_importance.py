@@ -54,8 +54,8 @@ def test_only_what_metrics_need_is_collected(recipe: Path, prunec: Run) -> None:
         return step and (step["params"]["with_gram"], step["params"]["with_gradients"])
 
     assert collected(metrics={"magnitude_l1": 1, "obs": 0}) is None
-    assert collected(metrics={"wanda": 1}) == (False, False)
-    assert collected() == (True, False)  # obs
+    assert collected() == (False, False)  # wanda
+    assert collected(metrics={"obs": 1}) == (True, False)
     assert collected(metrics={"taylor_first": 1, "reconstruction": 2}) == (True, True)
     assert collected(metrics={"magnitude_l1": 1}, allocation="angular") == (False, False)
     forwards = {
