@@ -14,9 +14,9 @@ _PIECE_BYTES = 64 * 2**20
 #: Bits of a weight in an ONNX graph, those of scales included.
 _GRAPH_BITS = {"float32": 32, "float16": 16, "int8": 9, "int4": 5}
 
-#: What ONNX Runtime holds of a float32 graph's weights while it is verified after it was written,
-#: and while it answers. Measured, see `benchmarks/memory.py`.
-_VERIFIED, _ANSWERING = 2.25, 1.4
+#: What is held of a float32 graph's weights while it is verified after it was written: they, and
+#: ONNX Runtime's own copies. Measured, see `benchmarks/memory.py`.
+_VERIFIED = 2.25
 
 #: Logits of a batch that is measured, as float32, and tokens of it; one window at least. What is
 #: made of them is made in parts. See `validators.perplexity`.
@@ -55,12 +55,11 @@ def opened_graph_bytes(sizes: Sizes, weights: int) -> int:
 
 def answers(sizes: Sizes, kept: int, *, in_onnx: bool) -> Estimate:
     """Models that answer one after the other: in float32 by transformers, whose file of `kept`
-    bytes is mapped while it is read, and a graph by its runtime, which makes copies for its matrix
-    products."""
+    bytes is mapped while it is read, and a graph by its runtime."""
     weights = FLOAT32 * kept // sizes.value_bytes
     held = weights + kept
     if in_onnx:
-        held = max(held, round(_ANSWERING * opened_graph_bytes(sizes, weights)))
+        held = max(held, opened_graph_bytes(sizes, weights))
     return lambda placement: sizes.peak(
         sizes.vocabulary_held(placement) + held, work={Work.READ: 2 * kept}
     )
