@@ -114,7 +114,9 @@ def expected(build: Path) -> list[str]:
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
         options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
         generated = model.generate(input_ids=ids, max_new_tokens=TOKENS, **options)
-        texts.append(tokenizer.decode(generated[0, ids.shape[1] :]))
+        # As vLLM says it: without special tokens, which a random model may name.
+        said = generated[0, ids.shape[1] :]
+        texts.append(tokenizer.decode(said, skip_special_tokens=True))
     return [text.rstrip(HALF) for text in texts]
 
 
