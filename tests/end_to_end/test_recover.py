@@ -7,7 +7,8 @@ import json
 import re
 import signal
 import subprocess
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,12 @@ from unittest import mock
 import pytest
 import yaml
 from safetensors import safe_open
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from prunec.compiler import preflight
 from prunec.compiler.recovery.lora import recover_lora
+from prunec.compiler.steps.export import pruned_tensors
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Hashes = Callable[[Path], dict[str, str]]
@@ -163,6 +166,24 @@ def test_what_the_judge_does_not_keep_is_not_written_though_training_changed_it(
         assert _build(prunec, quick, tmp_path, LORA).returncode == 0
     weights = "model.safetensors"
     assert hashes(tmp_path)[weights] == hashes(plain)[weights]
+
+
+def test_the_model_that_adapters_are_put_on_is_in_memory_once(
+    quick: Path, prunec: Run, tmp_path: Path
+) -> None:
+    given: list[weakref.ref[Tensor]] = []
+
+    def watched(*arguments: Any) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in pruned_tensors(*arguments):
+            assert not any(one() is not None for one in given[:-1]), name
+            copy = tensor.clone()
+            given.append(weakref.ref(copy))
+            yield name, copy
+            del copy
+
+    with mock.patch("prunec.compiler.steps.export.pruned_tensors", watched):
+        assert _build(prunec, quick, tmp_path, LORA).returncode == 0
+    assert len(given) > 20
 
 
 @pytest.mark.parametrize("held_out", [None, {"kind": "text", "files": ["fit-*.txt"]}])

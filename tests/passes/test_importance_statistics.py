@@ -168,10 +168,11 @@ def test_sums_and_gradients_are_those_of_the_whole_model(
     folder = tiny_family(model_type, **options)
     ids = torch.randint(0, 300, (4, 10))
     groups = [torch.tensor([3, 0, 1]), torch.tensor([2])]
-    several_batches = Placement(batch_tokens=20)
-    info, layers = _collect(
-        folder, ids, Entry(tmp_path), groups, gradients=True, placement=several_batches
+    # Several batches, hidden states in files, the vocabulary read when it is needed.
+    small = Placement(
+        batch_tokens=20, vocabulary_stays=False, states_in_file=True, scratch=tmp_path
     )
+    info, layers = _collect(folder, ids, Entry(tmp_path), groups, gradients=True, placement=small)
     reference = Reference(folder)
     assert info.losses is not None
     _close(info.losses, torch.stack(reference.losses(ids)).detach())
