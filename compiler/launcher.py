@@ -39,7 +39,7 @@ def launch(arguments: Sequence[str], workers: int) -> int:
     """
     cores = os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
-    os.environ[LAUNCHED] = "1"
+    os.environ[LAUNCHED] = str(os.getpid())
     logging.disable()  # torchrun's account of how its processes ended: ours is below
     with tempfile.TemporaryDirectory(prefix="prunec-workers-") as logs:
         config = LaunchConfig(
@@ -68,7 +68,7 @@ def telling_of_lost_workers() -> Iterator[None]:
     """What a worker says of another one that is gone: nothing if `launch` is there to say it. Where
     that is killed its workers end, too."""
     if LAUNCHED in os.environ:
-        Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+        Thread(target=_end_with, args=[int(os.environ[LAUNCHED])], daemon=True).start()
     try:
         yield
     except WorkerLostError as error:
