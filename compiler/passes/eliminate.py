@@ -198,7 +198,8 @@ def _output_products(problem: NormalEquations, weight: Tensor) -> Tensor:
     """[d_in, d_out]: H W, of every input with every output of the dense map W."""
     if problem.dense is None:
         return problem.target
-    return torch.cat([problem.gram[rows] @ weight for rows in row_blocks(len(weight))])
+    blocks = row_blocks(len(weight))
+    return torch.cat([problem.gram[rows].to(weight.device) @ weight for rows in blocks])
 
 
 def _block_cost(inverse: Tensor, weight: Tensor, columns: Tensor) -> float:
