@@ -166,7 +166,7 @@ def statistics(
             # Sums of the weights' gradients and of their squares are of the layer's size each;
             # what a layer computes on its way forward is kept until the way back.
             layer += 3 * weights + 2 * wider * sizes.activation_bytes(text, placement)
-            head = wider * sizes.embedding_bytes + 4 * _logit_bytes(sizes, text)
+            head = wider * sizes.head_held(placement) + 4 * _logit_bytes(sizes, text)
             held = max(head, wider * sizes.vocabulary_held(placement) + layer)
         else:
             waiting = sizes.states_waiting(text.tokens, placement)

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 #: Exit codes, as a shell would have them.
 INTERRUPTED, TERMINATED = 130, 128 + signal.SIGTERM
 
-#: Set for workers that `prunec build --workers` has started: it says how they ended.
+#: Set for workers that `prunec build --workers` has started, to its process id: it says how they
+#: ended, and they end with it.
 LAUNCHED = "PRUNEC_WORKERS"
 
 #: What is said then, by exit code.

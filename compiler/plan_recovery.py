@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
-from prunec.compiler.estimates import FLOAT32, total_work
+from prunec.compiler.estimates import FLOAT32, Windows, total_work
 from prunec.compiler.model.layout import Layout
 from prunec.compiler.model.placement import Placement
 from prunec.compiler.plan import Cost, Estimate
@@ -147,18 +146,17 @@ def _blockwise_cost(steps: PlanBuilder, recover: BlockwiseRecovery, start: Layou
     A layer with gradient, two moments and a step in float32, and what it keeps on its way forward;
     or the head, with the logits of both models and what is made of them."""
     sizes, held_out = steps.sizes, steps.text(HELD_OUT)
-    text = replace(steps.text(TOKENS), number=max(1, recover.batch_tokens // held_out.length))
+    length = held_out.length
+    batch = Windows(max(1, recover.batch_tokens // length), length)
     tokens = steps.count(TOKENS) + held_out.tokens
     streams = 2 * tokens + 2 * held_out.tokens
     passes = 2 + 3 * recover.epochs
     wider = FLOAT32 // sizes.value_bytes
     layer = round(5 * sizes.share(start) * wider * sizes.layer_bytes)
-    compared = (
-        max(held_out.length, JUDGED_LOGITS // sizes.facts.vocab_size) * sizes.facts.vocab_size
-    )
+    compared = max(length, JUDGED_LOGITS // sizes.facts.vocab_size) * sizes.facts.vocab_size
 
     def estimate(placement: Placement) -> Cost:
-        training = layer + 2 * wider * sizes.activation_bytes(text, placement)
+        training = layer + 2 * wider * sizes.activation_bytes(batch, placement)
         training += sizes.reading_bytes + sizes.vocabulary_held(placement)
         judging = sizes.head_held(placement) + 5 * FLOAT32 * compared
         return sizes.peak(
@@ -167,7 +165,7 @@ def _blockwise_cost(steps: PlanBuilder, recover: BlockwiseRecovery, start: Layou
             token_forwards=passes * tokens,
             disk_bytes=sizes.layers_bytes(start),
             scratch_bytes=sizes.states_filed(streams, placement),
-            work=sizes.forward(tokens, text.length, share=passes),
+            work=sizes.forward(tokens, length, share=passes),
         )
 
     return estimate

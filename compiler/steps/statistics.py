@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -123,10 +122,6 @@ class StoredStatistics:
     """
 
     entry: Entry
-
-    @property
-    def scratch(self) -> Path:
-        return self.entry.folder
 
     def has(self, layer: int) -> bool:
         numbers = self.entry.load_json(_name(layer))

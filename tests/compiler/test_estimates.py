@@ -20,6 +20,7 @@ from prunec.compiler.model import decoder
 from prunec.compiler.model.facts import Facts, facts_from_config
 from prunec.compiler.model.placement import ROOMY
 from prunec.compiler.passes import eliminate, least_squares
+from prunec.compiler.passes.importance import collect, gradients
 from prunec.compiler.placing import LADDER
 from prunec.compiler.plan import Work
 from prunec.compiler.planned import plan_recipe
@@ -94,6 +95,8 @@ def test_what_is_counted_by_is_what_the_passes_work_by() -> None:
     assert estimates.LOGIT_BYTES == decoder.LOGIT_BYTES
     assert estimates.BLOCK == least_squares._BLOCK
     assert estimates_walk._PANEL == eliminate.PANEL
+    assert estimates_walk._STATE_BYTES == collect.STATE_BYTES
+    assert estimates_walk._LOGIT_BYTES == gradients.LOGIT_BYTES
     assert estimates_artefact._LOGIT_BYTES == perplexity._LOGIT_BYTES
 
 

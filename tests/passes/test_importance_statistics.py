@@ -242,9 +242,12 @@ def test_collecting_that_was_stopped_goes_on_to_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(collect_module, "STATE_BYTES", 0)  # hidden states in a file
+    placement = Placement(scratch=tmp_path)
     folder, ids = tiny_llama(**SMALL | {"layers": 3}), torch.randint(0, 300, (5, 12))
     groups = [torch.tensor([0, 1, 4]), torch.tensor([2, 3])]
-    _, whole = _collect(folder, ids, Entry(tmp_path / "1"), groups, gradients=gradients)
+    _, whole = _collect(
+        folder, ids, Entry(tmp_path / "1"), groups, gradients=gradients, placement=placement
+    )
     save = StoredStatistics.save
     saved: list[int] = []
 
@@ -257,7 +260,7 @@ def test_collecting_that_was_stopped_goes_on_to_the_same_bits(
     entry = Entry(tmp_path / "2")
     with monkeypatch.context() as patch, pytest.raises(_KilledError):
         patch.setattr(StoredStatistics, "save", killed)
-        _collect(folder, ids, entry, groups, gradients=gradients)
+        _collect(folder, ids, entry, groups, gradients=gradients, placement=placement)
     again: list[int] = []
 
     def noted(self: StoredStatistics, layer: int, found: Sequence[LayerStatistics]) -> None:
@@ -265,9 +268,9 @@ def test_collecting_that_was_stopped_goes_on_to_the_same_bits(
         save(self, layer, found)
 
     monkeypatch.setattr(StoredStatistics, "save", noted)
-    _, layers = _collect(folder, ids, entry, groups, gradients=gradients)
+    _, layers = _collect(folder, ids, entry, groups, gradients=gradients, placement=placement)
     assert sorted(saved + again) == [0, 1, 2]
-    assert not list(entry.folder.glob("*.partial"))
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}  # the files are gone
     for one, other in zip(layers, whole, strict=True):
         for found, expected in zip(one, other, strict=True):
             assert found.influence == expected.influence

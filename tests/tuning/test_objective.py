@@ -33,7 +33,6 @@ LENGTH = 16
 
 @dataclass
 class InMemory:
-    scratch: Path
     layers: dict[int, Sequence[LayerStatistics]] = field(default_factory=dict)
 
     def has(self, layer: int) -> bool:
@@ -61,7 +60,7 @@ def prepared(decoder: Decoder, folder: Path, *, seed: int = 0) -> tuple[Judge, T
     ids, held_out = (
         torch.randint(3, facts.vocab_size, (count, LENGTH), generator=generator) for count in (8, 6)
     )
-    memory = InMemory(folder)
+    memory = InMemory()
     halves = [torch.arange(0, 4), torch.arange(4, 8)]
     collect(decoder, ids, halves, memory, with_gram=True, with_gradients=True)
     turns = {

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -40,13 +39,7 @@ Groups = Sequence[Tensor]  # of window indices
 
 
 class Memory(Protocol):
-    """Where statistics of finished layers are kept, so that collecting that was stopped goes on.
-
-    `scratch` is a folder for files that are removed again.
-    """
-
-    @property
-    def scratch(self) -> Path: ...
+    """Where statistics of finished layers are kept, so that collecting that was stopped goes on."""
 
     def has(self, layer: int) -> bool: ...
 
@@ -150,7 +143,7 @@ class _Collector:
         """Forward once, keeping what enters each layer; then backward, layer by layer."""
         where = self.decoder.placement
         precise = Decoder(self.decoder.checkpoint, torch.float32, self.decoder.device, where)
-        states = _states(self.decoder, self.ids, self.memory.scratch)
+        states = _states(self.decoder, self.ids)
         for batch in precise.batches(*self.ids.shape):
             states[0][batch] = precise.embed(self.ids[batch]).to(states[0].dtype)
         for index in range(self.layers):
@@ -223,13 +216,11 @@ def _ascending(groups: Groups) -> tuple[Tensor, ...]:
     return tuple(group.sort().values for group in groups)
 
 
-def _states(decoder: Decoder, ids: Tensor, scratch: Path) -> list[HiddenStates]:
+def _states(decoder: Decoder, ids: Tensor) -> list[HiddenStates]:
     """Hidden states before every layer and behind the last one, at the decoder's dtype: on the
     host, or in files where they are many."""
     shape, depths = (*ids.shape, decoder.facts.hidden_size), decoder.facts.layers + 1
     placement = replace(decoder.placement, states_on_host=True)
     if depths * math.prod(shape) * decoder.dtype.itemsize > STATE_BYTES:
-        scratch.mkdir(parents=True, exist_ok=True)
-        folder = placement.scratch or scratch
-        placement = replace(placement, states_in_file=True, scratch=folder)
+        placement = replace(placement, states_in_file=True)
     return [HiddenStates(shape, decoder.dtype, decoder.device, placement) for _ in range(depths)]
