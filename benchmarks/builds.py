@@ -58,7 +58,8 @@ def build(
         out.seek(0)
         err.seek(0)
         said, told = out.read(), err.read().decode(errors="replace")
-    if process.returncode not in (0, 1):
+    # Failed gates end with 1, and so does Python where something is wrong with the program.
+    if process.returncode not in (0, 1) or not said:
         raise BuildFailedError(
             f"{' '.join(command)}\nended with exit code {process.returncode}:\n{told}"
         )

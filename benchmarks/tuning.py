@@ -36,6 +36,7 @@ def contestants(trials: int, best: str) -> dict[str, Contestant]:
     found = {}
     for inner, extra in (
         ("importance", ""),
+        ("importance", ", walk_tokens: 16384"),
         ("importance", ", refit: false"),
         ("uniform", ""),
         ("importance", ", faithful: true"),

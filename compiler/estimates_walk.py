@@ -7,7 +7,7 @@ n is the width of a sublayer's last linear map, d the hidden size. What is solve
 from __future__ import annotations
 
 from prunec.compiler.estimates import BLOCK, FLOAT32, FLOAT64, Sizes, Windows, total_work
-from prunec.compiler.model.placement import ROOMY, Placement
+from prunec.compiler.model.placement import Placement
 from prunec.compiler.plan import Cost, Estimate, Work
 
 #: Times that a stream of hidden states is read and written in a layer, where it lies in a file:
@@ -59,7 +59,7 @@ def walk(
         held += sizes.layer_bytes + sizes.attention_bytes  # dense, and its pruned attention
         held += FLOAT64 * sizes.queries**2 if kept == 0 else 0  # attention, solved
         collecting = _collecting(sizes, text, placement, dense_target)
-        solving = _solving(sizes, placement, first_order, eliminates=eliminates)
+        solving = solving_bytes(sizes, placement, first_order, eliminates=eliminates)
         states, filed = sizes.states_filed(tokens, placement), placement.matrices_in_file
         through_files = {
             Work.READ: sizes.facts.layers * _READ * states + (2 * matrices if filed else 0),
@@ -88,7 +88,9 @@ def _collecting(sizes: Sizes, text: Windows, placement: Placement, dense_target:
     return gram + missing + inputs + sizes.activation_bytes(text, placement)
 
 
-def _solving(sizes: Sizes, placement: Placement, first_order: float, *, eliminates: bool) -> int:
+def solving_bytes(
+    sizes: Sizes, placement: Placement, first_order: float, *, eliminates: bool
+) -> int:
     """Inverse and moment, or a factor of the permuted Gram matrix, beside the Gram matrix itself;
     target and weight, and what is pending of a panel."""
     n, d = sizes.widest, sizes.facts.hidden_size
@@ -118,11 +120,6 @@ def _solutions(
         found[Work.FLOAT64] += 2 * left * left * d  # projection and one cut
         work = total_work(work, found)
     return {kind: layers * count for kind, count in work.items()}
-
-
-def trial_bytes(sizes: Sizes, first_order: float) -> int:
-    """Matrices of a sublayer that is solved on statistics that are there, float32 and float64."""
-    return _solving(sizes, ROOMY, first_order, eliminates=True) + FLOAT32 * sizes.widest**2
 
 
 def removal(sizes: Sizes, *, disk_bytes: int) -> Estimate:

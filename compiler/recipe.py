@@ -20,6 +20,7 @@ from prunec.compiler.recipe_checks import refusal
 from prunec.compiler.recipe_export import Export, HfExport, OnnxExport, VllmExport
 from prunec.compiler.recipe_methods import (
     AdaPrunerMethod,
+    AllocationSpace,
     ImportanceMethod,
     MagnitudeMethod,
     Method,
@@ -58,6 +59,7 @@ from prunec.compiler.recipe_validation import (
 __all__ = [
     "AbortIf",
     "AdaPrunerMethod",
+    "AllocationSpace",
     "BlockwiseRecovery",
     "Calibration",
     "CompletionCheck",

@@ -178,6 +178,26 @@ class ImportanceMethod(Section):
         le=10,
         description="How far `allocation` departs from uniform: 0 not at all.",
     )
+    slope: float = Field(
+        default=0.0,
+        ge=-3,
+        le=3,
+        description="Keeps more of later layers (above 0) or of earlier ones: from the first "
+        "layer to the last, the logarithm of what a layer keeps rises by twice this number.",
+    )
+    bend: float = Field(
+        default=0.0,
+        ge=-3,
+        le=3,
+        description="Keeps more of the outer layers (above 0) or of those in the middle: from the "
+        "middle to either end, the logarithm of what a layer keeps rises by this number.",
+    )
+    attention: float = Field(
+        default=1.0,
+        ge=0.25,
+        le=4,
+        description="What attention keeps over what its layer keeps; the MLP gets the rest.",
+    )
     refit: bool = Field(
         default=True,
         description="Whether the weights that stay are fitted to make up for what goes, layer by "
@@ -249,11 +269,6 @@ class MetricSpace(Section):
         min_length=1,
         description="Powers that scores are raised to, as of `importance`.",
     )
-    allocations: list[Allocation] = Field(
-        default=["uniform", "influence", "angular"],
-        min_length=1,
-        description="How much each layer keeps; what target.layout: uniform allows is `uniform`.",
-    )
 
 
 Interval = Annotated[
@@ -261,6 +276,39 @@ Interval = Annotated[
     Field(min_length=2, max_length=2),
     AfterValidator(recipe_checks.ascending),
 ]
+
+
+Signed = Annotated[
+    list[Annotated[float, Field(ge=-3, le=3)]],
+    Field(min_length=2, max_length=2),
+    AfterValidator(recipe_checks.ascending),
+]
+
+
+class AllocationSpace(Section):
+    """How a trial may share out between layers, and between their sublayers, what is kept. With
+    `target.layout: uniform` all layers are alike, and nothing of it may be given."""
+
+    kinds: list[Allocation] = Field(
+        default=["uniform", "influence", "angular"],
+        min_length=1,
+        description="What a layer's share depends on beside its depth, as `allocation` of "
+        "`importance`.",
+    )
+    slope: Signed = Field(
+        default=[-1.0, 1.0], description="[least, most], as of `importance`; [0, 0] for none."
+    )
+    bend: Signed = Field(
+        default=[-1.0, 1.0], description="[least, most], as of `importance`; [0, 0] for none."
+    )
+    attention: Annotated[
+        list[Annotated[float, Field(ge=0.25, le=4)]],
+        Field(min_length=2, max_length=2),
+        AfterValidator(recipe_checks.ascending),
+    ] = Field(
+        default=[0.5, 2.0],
+        description="[least, most], as of `importance`, on a logarithmic scale; [1, 1] for none.",
+    )
 
 
 class SolverSpace(Section):
@@ -302,6 +350,14 @@ class AdaPrunerMethod(Section):
     startup_trials: int = Field(
         default=10, ge=1, description="Random trials before the sampler learns from them."
     )
+    walk_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="Calibration tokens that every trial is pruned along, each layer fitted to "
+        "what the ones before it have left, as the build prunes; with calibration.tokens of them a "
+        "trial is what is built. 0: every layer by itself on the dense model's statistics, which "
+        "is cheaper and tells settings apart that the build will make alike.",
+    )
     finalists: int = Field(
         default=3,
         ge=1,
@@ -329,6 +385,10 @@ class AdaPrunerMethod(Section):
     metric: MetricSpace = Field(
         default=MetricSpace(), description="The metrics' part of the space, for `importance`."
     )
+    allocation: AllocationSpace = Field(
+        default=AllocationSpace(),
+        description="The part of the space that shares out what is kept, for `importance`.",
+    )
     solver: SolverSpace = Field(
         default=SolverSpace(), description="The solver's part, for `uniform` and `tyr`."
     )
@@ -349,13 +409,18 @@ class AdaPrunerMethod(Section):
         if info.data.get("faithful", False) and name not in cls.published:
             raise refusal("is not read with `faithful: true`", "remove it")
         inner = info.data.get("inner", "importance")
-        if name in ("metric", "refit", "damping", "faithful") and inner != "importance":
+        if (
+            name in ("metric", "allocation", "refit", "damping", "faithful")
+            and inner != "importance"
+        ):
             raise refusal(f"is not read with `inner: {inner}`", "remove it")
         if name == "finalists" and inner == "tyr":
             raise refusal("is not read with `inner: tyr`", "remove it")
         finalists = cls.model_fields["finalists"].default
         if name == "refit" and info.data.get("finalists", finalists) != finalists:
             raise refusal("is false, so that method.finalists is not read", "remove finalists")
+        if name == "refit" and info.data.get("walk_tokens", 0) > 0:
+            raise refusal("is false, so that method.walk_tokens is not read", "remove walk_tokens")
         if name == "solver" and inner == "importance":
             raise refusal("is read with `inner: uniform` and `inner: tyr` only", "remove it")
         return value

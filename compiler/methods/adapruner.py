@@ -15,7 +15,7 @@ from typing import Any
 from prunec.compiler.diagnostics import RecipeProblemError
 from prunec.compiler.estimates import light
 from prunec.compiler.estimates_search import judging
-from prunec.compiler.estimates_walk import trial_bytes
+from prunec.compiler.estimates_tuning import trials
 from prunec.compiler.methods import tyr, uniform
 from prunec.compiler.methods.importance import add_resolve, add_statistics
 from prunec.compiler.methods.teacher import TOP_K, add_teacher
@@ -23,7 +23,7 @@ from prunec.compiler.model.layout import Layout
 from prunec.compiler.passes.importance import needs_of
 from prunec.compiler.plan_builder import PlanBuilder, plain
 from prunec.compiler.plan_tokens import Pool, pools
-from prunec.compiler.recipe import AdaPrunerMethod, TyrMethod
+from prunec.compiler.recipe import AdaPrunerMethod, AllocationSpace, TyrMethod
 from prunec.compiler.search.allocation import allocate
 from prunec.compiler.search.budget import InfeasibleTargetError
 from prunec.compiler.target import budget_of
@@ -38,9 +38,6 @@ from prunec.compiler.tuning.space import (
 #: Layers that stay whole as published, the first and the last of 32.
 WHOLE_FIRST, WHOLE_LAST, OF_LAYERS = 4, 2, 32
 
-#: Statistics that a tuner keeps in memory, see `tuning.pools`.
-_KEPT_BYTES = 2**30
-
 
 def plan(steps: PlanBuilder, start: Layout) -> str:
     """Pools of text and their statistics; trials; the text that was chosen; the tuned method."""
@@ -51,14 +48,16 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
     found = pools(steps)
     space = _space(steps, method, found)
     refit = method.refit and not method.faithful
-    statistics = _add_pool_statistics(steps, method, found, space, with_gram=refit)
+    statistics = _add_pool_statistics(
+        steps, method, found, space, with_gram=refit and not method.walk_tokens
+    )
     if method.objective == "divergence":
         add_teacher(steps)
     _add_trials(steps, method, space, statistics, start, refit=refit)
     if method.inner == "tyr":
         _add_chosen(steps, statistics)
         return tyr.add_search(steps, TyrMethod(kind="tyr"), start)
-    finalists = _finalists(method, refit=refit)
+    finalists = _finalists(steps, method, refit=refit)
     for place in range(finalists):
         tokens, name = "calibration-tokens", "resolve"
         if finalists > 1:
@@ -72,14 +71,16 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
         inputs |= {pool["statistics"]: pool["statistics"] for pool in statistics}
         add_resolve(steps, start, {"rank": place}, inputs, refit=refit, name=name, tokens=tokens)
     if finalists > 1:
-        _add_finalists(steps, method, start)
+        _add_finalists(steps, method, start, finalists)
     return "resolve"
 
 
-def _add_finalists(steps: PlanBuilder, method: AdaPrunerMethod, start: Layout) -> None:
+def _add_finalists(
+    steps: PlanBuilder, method: AdaPrunerMethod, start: Layout, finalists: int
+) -> None:
     """The step that judges the best trials as they were pruned in full."""
     held_out, top_k = _held_out(steps, method)
-    layers = {f"layers-{n}": f"finalist-{n}" for n in range(1, method.finalists + 1)}
+    layers = {f"layers-{n}": f"finalist-{n}" for n in range(1, finalists + 1)}
     steps.add(
         "resolve",
         "finalists",
@@ -89,7 +90,7 @@ def _add_finalists(steps: PlanBuilder, method: AdaPrunerMethod, start: Layout) -
         judging(
             steps.sizes,
             steps.text("search-tokens"),
-            models=method.finalists,
+            models=finalists,
             top_k=top_k,
             disk_bytes=steps.sizes.layers_bytes(start),
         ),
@@ -130,21 +131,24 @@ def _space(steps: PlanBuilder, method: AdaPrunerMethod, found: Sequence[Pool]) -
         metrics=tuple(dict.fromkeys(metric.metrics)),
         aggregations=tuple(dict.fromkeys(metric.aggregations)),
         exponents=tuple(dict.fromkeys(metric.exponents)),
-        allocations=_allocations(steps, metric.allocations),
+        **_allocation(steps, method.allocation),
     )
 
 
-def _allocations(steps: PlanBuilder, wanted: Sequence[str]) -> tuple[str, ...]:
-    if steps.recipe.target.layout != "uniform":
-        return tuple(dict.fromkeys(wanted))
-    if "uniform" not in wanted:
-        raise RecipeProblemError(
-            "method.metric.allocations",
-            "method.metric.allocations does not name uniform, which is all that target.layout: "
-            "uniform allows",
-            hint="leave it out, or use target.layout: per_layer",
-        )
-    return ("uniform",)
+def _allocation(steps: PlanBuilder, space: AllocationSpace) -> dict[str, Any]:
+    """What layers may keep; nothing to choose where all are alike."""
+    if steps.recipe.target.layout == "uniform":
+        if space != AllocationSpace():
+            raise RecipeProblemError(
+                "method.allocation",
+                "method.allocation is given, and with target.layout: uniform all layers are alike",
+                hint="leave it out, or use target.layout: per_layer",
+            )
+        return {}
+    intervals = {"slope": space.slope, "bend": space.bend, "attention": space.attention}
+    return {"allocations": tuple(dict.fromkeys(space.kinds))} | {
+        name: (least, most) for name, (least, most) in intervals.items()
+    }
 
 
 def _outermost_whole(steps: PlanBuilder) -> Layout:
@@ -199,7 +203,7 @@ def _add_pool_statistics(
             steps,
             name,
             pool.step,
-            with_gram=with_gram or "gram" in needs or method.inner != "importance",
+            with_gram=with_gram or "gram" in needs,
             with_gradients="gradients" in needs,
             loss_quantiles=space.loss_quantiles,
             groups=space.groups,
@@ -223,7 +227,7 @@ def _add_trials(
     search = steps.recipe.search
     assert search is not None
     held_out, top_k = _held_out(steps, method)
-    solves = refit or method.inner != "importance"
+    along = _along(steps, method)
     steps.add(
         "tune",
         "tune",
@@ -236,23 +240,53 @@ def _add_trials(
             "pools": list(statistics),
             "layout": plain(start),
             "refit": refit,
+            "walk": along,
             "objective": method.objective,
             "trials": method.trials,
-            "finalists": _finalists(method, refit=refit),
+            "finalists": _finalists(steps, method, refit=refit),
             "sampler": method.sampler,
             "startup": method.startup_trials,
             "seed": search.seed,
         },
-        held_out | {pool["statistics"]: pool["statistics"] for pool in statistics},
-        judging(
+        held_out
+        | {pool["statistics"]: pool["statistics"] for pool in statistics}
+        | ({pool["tokens"]: pool["tokens"] for pool in statistics} if along else {}),
+        trials(
             steps.sizes,
             steps.text("search-tokens"),
-            models=method.trials,
+            number=method.trials,
             top_k=top_k,
-            beside=_KEPT_BYTES + (trial_bytes(steps.sizes, space.first_order[1]) if solves else 0),
-            disk_bytes=steps.sizes.layers_bytes(start),
+            statistics_bytes=sum(
+                step.cost.disk_bytes for step in steps.steps if step.kind == "statistics"
+            ),
+            solves=refit,
+            walk_tokens=along["tokens"] if along else 0,
+            dense_target=along["dense_target"] if along else 0.0,
+            first_order=space.first_order[1],
+            eliminates=method.inner != "importance",
+            start=start,
         ),
     )
+
+
+def _along(steps: PlanBuilder, method: AdaPrunerMethod) -> dict[str, Any] | None:
+    """The text that trials walk along; None where each prunes layers by themselves."""
+    calibration = steps.recipe.calibration
+    assert calibration is not None
+    if not method.walk_tokens:
+        return None
+    if method.walk_tokens > calibration.tokens:
+        raise RecipeProblemError(
+            "method.walk_tokens",
+            f"method.walk_tokens is {method.walk_tokens}; trials walk along calibration text, of "
+            f"which there are {calibration.tokens} tokens",
+            hint="lower it, or raise calibration.tokens",
+        )
+    return {
+        "tokens": method.walk_tokens,
+        "seed": calibration.seed,
+        "dense_target": steps.solver()["dense_target"],
+    }
 
 
 def _held_out(steps: PlanBuilder, method: AdaPrunerMethod) -> tuple[dict[str, str], int]:
@@ -264,9 +298,19 @@ def _held_out(steps: PlanBuilder, method: AdaPrunerMethod) -> tuple[dict[str, st
     return inputs | {"teacher": "teacher"}, min(TOP_K, steps.facts.vocab_size)
 
 
-def _finalists(method: AdaPrunerMethod, *, refit: bool) -> int:
-    """How many of the best trials are pruned in full."""
-    return method.finalists if refit and method.inner != "tyr" else 1
+def _finalists(steps: PlanBuilder, method: AdaPrunerMethod, *, refit: bool) -> int:
+    """How many of the best trials are pruned in full: one where a trial is what is built."""
+    calibration = steps.recipe.calibration
+    assert calibration is not None
+    whole = method.walk_tokens == calibration.tokens
+    if whole and "finalists" in method.model_fields_set and method.finalists > 1:
+        raise RecipeProblemError(
+            "method.finalists",
+            f"method.finalists is {method.finalists}; trials that walk along all of "
+            "calibration.tokens are pruned in full already",
+            hint="leave it out, or lower method.walk_tokens",
+        )
+    return method.finalists if refit and method.inner != "tyr" and not whole else 1
 
 
 def _add_chosen(

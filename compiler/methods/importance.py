@@ -13,23 +13,29 @@ from prunec.compiler.passes.importance import needs_of
 from prunec.compiler.plan_builder import PlanBuilder, plain
 from prunec.compiler.recipe import ImportanceMethod
 
+#: What decides how much each layer keeps, with the values that keep them alike.
+ALLOCATION = {"allocation": "uniform", "slope": 0.0, "bend": 0.0, "attention": 1.0}
+
 
 def plan(steps: PlanBuilder, start: Layout) -> str:
     """Statistics of the calibration text, if the metrics or the allocation need any; resolve."""
     method = steps.recipe.method
     assert isinstance(method, ImportanceMethod)
-    allocated = method.allocation != "uniform"
-    if allocated and steps.recipe.target.layout == "uniform":
+    allocation = {name: getattr(method, name) for name in ALLOCATION}
+    unlike = [name for name, alike in ALLOCATION.items() if allocation[name] != alike]
+    if unlike and steps.recipe.target.layout == "uniform":
+        key = f"method.{unlike[0]}"
         raise RecipeProblemError(
-            "method.allocation",
-            f"method.allocation is {method.allocation}, which keeps more of some layers than of "
-            "others; with target.layout: uniform all are alike",
+            key,
+            f"{key} is {allocation[unlike[0]]}, which keeps more of some layers than of others; "
+            "with target.layout: uniform all are alike",
             hint="leave it out, or use target.layout: per_layer",
         )
+    turned = method.allocation != "uniform"
     metrics = {name: weight for name, weight in method.metrics.items() if weight > 0}
     inputs: dict[str, str] = {}
     needs = needs_of(metrics)
-    if needs or allocated:
+    if needs or turned:
         add_statistics(
             steps,
             "statistics",
@@ -45,8 +51,8 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
         "damping": method.damping,
     }
     shape: dict[str, Any] = {"layout": plain(start)}
-    if allocated:
-        shape = {"allocation": method.allocation, "spread": method.spread} | steps.budget()
+    if unlike:
+        shape = allocation | {"spread": method.spread} | steps.budget()
     add_resolve(steps, start, scoring | shape, inputs, refit=method.refit)
     return "resolve"
 

@@ -21,20 +21,20 @@ from prunec.compiler.search.budget import (
 _HALVINGS = 40
 
 
-def allocate(budget: Budget, shares: Sequence[float]) -> Layout:
+def allocate(budget: Budget, shares: Sequence[float], attention: float = 1.0) -> Layout:
     """Layer l keeps about `shares[l]` times a factor common to all, at most everything.
 
-    Attention gets the legal shape nearest to the layer's share, the MLP what that leaves, so that
-    layers keep their shares although attention comes in coarse pieces. A share of `math.inf` keeps
-    a layer whole. The factor is the one that meets the budget; steps of single layers, those first
-    that are furthest from their share, then meet it exactly. Equal shares give the budget's
-    uniform layout. Raises InfeasibleTargetError.
+    Attention gets the legal shape nearest to `attention` times the layer's share, the MLP what that
+    leaves, so that layers keep their shares although attention comes in coarse pieces. A share of
+    `math.inf` keeps a layer whole. The factor is the one that meets the budget; steps of single
+    layers, those first that are furthest from their share, then meet it exactly. Equal shares of
+    which attention gets its own give the budget's uniform layout. Raises InfeasibleTargetError.
     """
-    if len({*shares}) == 1:
+    if len({*shares}) == 1 and attention == 1:
         return budget.uniform_layout()
     if budget.tied:
         raise InfeasibleTargetError("layers that all have to be alike cannot keep different shares")
-    allocation = _Allocation(budget, tuple(shares))
+    allocation = _Allocation(budget, tuple(shares), attention)
     given = [share for share in shares if 0 < share < math.inf]
     low, high = 0.0, 2 / min(given, default=1.0)
     for _ in range(_HALVINGS):
@@ -56,6 +56,7 @@ def allocate(budget: Budget, shares: Sequence[float]) -> Layout:
 class _Allocation:
     budget: Budget
     shares: tuple[float, ...]
+    attention: float
 
     def wanted(self, factor: float) -> list[float]:
         """What every layer is to cost."""
@@ -97,6 +98,7 @@ class _Allocation:
         budget, facts = self.budget, self.budget.facts
         dense = budget.attention_size((facts.query_heads, facts.kv_heads))
         share = cost * len(self.shares) / budget.dense_size
+        share *= 1.0 if math.isinf(self.shares[layer]) else self.attention
         legal = [shape for shape in budget.shapes if budget.allows(layer, shape)]
 
         def unfitness(shape: Shape) -> tuple[bool, float]:

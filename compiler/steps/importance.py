@@ -11,10 +11,10 @@ from prunec.compiler.estimates_walk import walk_forwards
 from prunec.compiler.layer_store import StoredLayers, save_cut
 from prunec.compiler.model.layout import LayerSelection, Layout
 from prunec.compiler.model.surgery import slice_layer
-from prunec.compiler.passes.importance.influence import relative_shares
 from prunec.compiler.passes.importance.ranking import Chosen
 from prunec.compiler.passes.importance.scoring import Scoring, score_layer
 from prunec.compiler.passes.importance.selection import select_units
+from prunec.compiler.passes.importance.shares import layer_shares
 from prunec.compiler.passes.importance.statistics import LayerStatistics, mixed
 from prunec.compiler.passes.nested import CutLayer
 from prunec.compiler.passes.sequential import Solver, prune_sequentially
@@ -33,7 +33,8 @@ def resolve_by_importance(
     context: Context, step: Step, entry: Entry, progress: Progress, settings: Mapping[str, Any]
 ) -> Summary:
     """settings: metrics, aggregation, exponent, damping, refit; dense_target where it refits;
-    allocation and spread where neither `layout` is given nor a step plays that role.
+    allocation, spread, slope, bend and attention where neither `layout` is given nor a step plays
+    that role.
 
     Statistics come from the step in the role `statistics`, all its groups by their tokens; or, of
     several such steps, from the groups that `mixture` names: [role, number of the group, weight].
@@ -87,22 +88,31 @@ def _refit(
 def _layout(context: Context, step: Step, settings: Mapping[str, Any]) -> Layout:
     if "layout" in step.inputs or "layout" in step.params:
         return layout_of(context, step, "layout")
-    groups = list(_groups(context, step, settings))
-    whole = sum(weight for _, _, weight in groups)
-    importance = [0.0] * context.subject.facts.layers
-    for role, number, weight in groups:
-        for index, layer in enumerate(context.found(step, role)["layers"]):
-            turned = layer[number][settings["allocation"]] / layer[number]["tokens"]
-            importance[index] += weight / whole * turned
+    facts = context.subject.facts
+    turned = None
+    if settings["allocation"] != "uniform":
+        turned = _turned(context, step, settings)
+    spread, slope, bend = (settings[name] for name in ("spread", "slope", "bend"))
+    shares = layer_shares(facts.layers, turned, spread=spread, slope=slope, bend=bend)
     try:
-        return allocate(
-            budget_of(context.recipe, context.subject.facts),
-            relative_shares(importance, settings["spread"]),
-        )
+        return allocate(budget_of(context.recipe, facts), shares, settings["attention"])
     except InfeasibleTargetError as error:
         raise BuildError(
-            str(error), hint="lower method.spread, or use method.allocation: uniform"
+            str(error),
+            hint="bring method.spread, slope and bend nearer to 0 and attention nearer to 1",
         ) from None
+
+
+def _turned(context: Context, step: Step, settings: Mapping[str, Any]) -> list[float]:
+    """Of every layer the mean over tokens of how far it turns the hidden states."""
+    groups = list(_groups(context, step, settings))
+    whole = sum(weight for _, _, weight in groups)
+    turned = [0.0] * context.subject.facts.layers
+    for role, number, weight in groups:
+        for index, layer in enumerate(context.found(step, role)["layers"]):
+            here = layer[number]
+            turned[index] += weight / whole * here[settings["allocation"]] / here["tokens"]
+    return turned
 
 
 def _statistics(

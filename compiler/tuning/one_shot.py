@@ -7,18 +7,20 @@ the model with the settings that were found best.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor
 
+from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import LayerSpec, Layout
-from prunec.compiler.passes.importance.influence import Influence, relative_shares
+from prunec.compiler.passes.importance.influence import Influence
 from prunec.compiler.passes.importance.prune import prune_layer
 from prunec.compiler.passes.importance.scoring import Scoring
+from prunec.compiler.passes.importance.shares import layer_shares
 from prunec.compiler.passes.importance.statistics import LayerStatistics, SublayerStatistics
 from prunec.compiler.passes.least_squares import (
     GramStatistics,
@@ -49,13 +51,34 @@ class OneShot:
 
     def layout(self, settings: Settings) -> Layout:
         """What every layer keeps. ModelError where there is no such layout."""
-        if settings.allocation == "uniform":
+        if settings.all_alike:
             return self.start
-        turns = self.pools.turns(settings.calibration, cast(Influence, settings.allocation))
+        turns = None
+        if settings.allocation != "uniform":
+            turns = self.pools.turns(settings.calibration, cast(Influence, settings.allocation))
+        shares = layer_shares(
+            self.facts.layers,
+            turns,
+            spread=settings.spread,
+            slope=settings.slope,
+            bend=settings.bend,
+        )
         try:
-            return allocate(self.budget, relative_shares(turns, settings.spread))
+            return allocate(self.budget, shares, settings.attention)
         except InfeasibleTargetError as error:
             raise ModelError(str(error)) from error
+
+    def prune(
+        self,
+        decoder: Decoder,
+        settings: Settings,
+        layout: Layout,
+        save: Callable[[int, CutLayer], None],
+    ) -> int:
+        """All layers, given to `save` one by one. Returns token-forwards: none."""
+        for index, spec in enumerate(layout):
+            save(index, self.layer(index, decoder.layer_tensors(index), spec, settings))
+        return 0
 
     def layer(
         self, index: int, tensors: Mapping[str, Tensor], spec: LayerSpec, settings: Settings
@@ -64,18 +87,20 @@ class OneShot:
         statistics = self.pools.mixed(settings.calibration, index)
         if not settings.metrics:
             return solved(self.facts, index, tensors, statistics, spec, settings)
-        scoring = Scoring(
-            settings.metrics, settings.aggregation, settings.exponent, settings.damping
-        )
         return prune_layer(
             self.facts,
             tensors,
             statistics,
-            scoring,
+            scoring_of(settings),
             spec,
             refit=self.refit,
             damping=settings.damping,
         )
+
+
+def scoring_of(settings: Settings) -> Scoring:
+    """How a trial with metrics scores units."""
+    return Scoring(settings.metrics, settings.aggregation, settings.exponent, settings.damping)
 
 
 def solved(

@@ -23,13 +23,17 @@ class CalibrationChoice:
     quantile: int | None
     groups: tuple[int, ...]
 
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> CalibrationChoice:
+        return cls(**{**plain, "groups": tuple(plain["groups"])})
+
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that a trial's result depends on beside the model and its text.
 
-    metrics, aggregation, exponent, allocation and spread are those of method `importance`, and
-    without metrics nothing is scored by them; damping and first_order are those of local problems.
+    metrics, aggregation, exponent and what follows are those of method `importance`, and without
+    metrics nothing is scored by them; damping and first_order are those of local problems.
     """
 
     calibration: CalibrationChoice
@@ -40,6 +44,15 @@ class Settings:
     exponent: float = 1.0
     allocation: str = "uniform"
     spread: float = 1.0
+    slope: float = 0.0
+    bend: float = 0.0
+    attention: float = 1.0
+
+    @property
+    def all_alike(self) -> bool:
+        """Whether every sublayer keeps the same share."""
+        bent = self.slope != 0 or self.bend != 0 or self.attention != 1
+        return self.allocation == "uniform" and not bent
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data; equal settings give equal data."""
@@ -49,9 +62,7 @@ class Settings:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Settings:
-        calibration = dict(plain["calibration"])
-        calibration["groups"] = tuple(calibration["groups"])
-        return cls(**{**plain, "calibration": CalibrationChoice(**calibration)})
+        return cls(**{**plain, "calibration": CalibrationChoice.from_dict(plain["calibration"])})
 
     def of_method(self) -> dict[str, Any]:
         """What the pruning steps obey, by the names of their own parameters."""

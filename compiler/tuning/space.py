@@ -26,6 +26,12 @@ SPREAD = (0.25, 4.0)
 #: Settings are rounded to so many significant digits, which is more than trials can tell apart.
 DIGITS = 4
 
+#: Dimensions that are said by the names of what they decide.
+_OF_METHOD = (
+    *("aggregation", "exponent", "allocation", "spread", "slope", "bend", "attention"),
+    *("first_order", "damping"),
+)
+
 _ALL = "all"
 _SHARE_EXPONENT = 3
 
@@ -79,6 +85,9 @@ class TuningSpace:
     aggregations: tuple[str, ...] = ("sum",)
     exponents: tuple[float, ...] = (1.0,)
     allocations: tuple[str, ...] = ("uniform",)
+    slope: tuple[float, float] = (0.0, 0.0)
+    bend: tuple[float, float] = (0.0, 0.0)
+    attention: tuple[float, float] = (1.0, 1.0)
     faithful: bool = False
 
     def as_dict(self) -> dict[str, Any]:
@@ -115,6 +124,8 @@ class TuningSpace:
         found["allocation"] = Choice(self.allocations)
         if any(allocation != "uniform" for allocation in self.allocations):
             found["spread"] = Interval(*SPREAD, log=True)
+        found["slope"], found["bend"] = Interval(*self.slope), Interval(*self.bend)
+        found["attention"] = Interval(*self.attention, log=True)
         found["first_order"] = Interval(*self.first_order)
         found["damping"] = Interval(*self.damping, log=True)
         return {name: dimension for name, dimension in found.items() if not dimension.single}
@@ -131,6 +142,9 @@ class TuningSpace:
             exponent=float(point.get("exponent", self.exponents[0])),
             allocation=allocation,
             spread=_chosen(point, "spread", 1.0) if allocation != "uniform" else 1.0,
+            slope=_chosen(point, "slope", self.slope[0]),
+            bend=_chosen(point, "bend", self.bend[0]),
+            attention=_chosen(point, "attention", self.attention[0]),
         )
 
     def _calibration(self, point: Point) -> CalibrationChoice:
@@ -171,7 +185,7 @@ class TuningSpace:
         if self.faithful or len(self.metrics) > 1:
             said |= {f"metric.{name}": weight for name, weight in settings.metrics.items()}
         plain = settings.of_method()
-        for name in ("aggregation", "exponent", "allocation", "spread", "first_order", "damping"):
+        for name in _OF_METHOD:
             if name in chosen and not (name == "spread" and settings.allocation == "uniform"):
                 said[name] = plain[name]
         return said
@@ -188,6 +202,7 @@ class TuningSpace:
                 "vector": 0.5,
                 "exponent": 1.0,
                 "spread": 1.0,
+                "attention": 1.0,
                 "damping": 0.01,
             }
             wanted |= {f"metric.{name}": float(name == metric) for name in self.metrics}

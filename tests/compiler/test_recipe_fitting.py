@@ -57,6 +57,14 @@ NO_SEARCH = "search=null"
             "so that method.finalists is not read",
         ),
         (
+            ["method={kind: adapruner, walk_tokens: 256, refit: false}", "search={}"],
+            "so that method.walk_tokens is not read",
+        ),
+        (
+            ["method={kind: adapruner, inner: uniform, allocation: {slope: [0, 0]}}", "search={}"],
+            "allocation is not read",
+        ),
+        (
             ["method={kind: adapruner, inner: tyr, solver: {damping: [0, 1]}}"],
             "both must be above 0",
         ),

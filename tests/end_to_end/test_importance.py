@@ -107,6 +107,9 @@ def test_layers_keep_what_their_influence_says(
     uniform, angular = widths(), widths(allocation="angular", spread=0.4)
     assert len({*uniform}) < len({*angular})
     assert widths(allocation="influence", spread=0) == uniform
+    later, outer = widths(slope=0.4), widths(bend=0.6)
+    assert later[0] < later[1] < later[2]
+    assert outer[1] < min(outer[0], outer[2])
 
 
 def test_a_build_that_was_killed_goes_on_to_the_same_bytes(

@@ -20,6 +20,7 @@ from prunec.compiler.passes.importance.metrics import METRICS
 from prunec.compiler.passes.importance.prune import prune_layer
 from prunec.compiler.passes.importance.scoring import Scoring, UnitScores, score_layer
 from prunec.compiler.passes.importance.selection import select_units
+from prunec.compiler.passes.importance.shares import layer_shares
 from prunec.compiler.passes.importance.statistics import (
     LayerStatistics,
     Saliency,
@@ -375,3 +376,14 @@ def test_layers_that_turn_the_hidden_states_further_keep_more(rng: np.random.Gen
     assert relative_shares([0.3] * 5, 1.0) == [1.0] * 5
     extreme = relative_shares(importance, 10.0)
     assert min(extreme) == 0 and np.mean(extreme) == pytest.approx(1)
+
+
+def test_shares_follow_a_curve_over_depth(rng: np.random.Generator) -> None:
+    importance = rng.exponential(size=9).tolist()
+    flat = layer_shares(9, importance, spread=0.5, slope=0, bend=0)
+    assert flat == relative_shares(importance, 0.5)
+    curved = layer_shares(9, importance, spread=0.5, slope=-0.3, bend=0.8)
+    place = np.linspace(-1, 1, 9)
+    expected = np.array(flat) * np.exp(-0.3 * place + 0.8 * place**2)
+    np.testing.assert_allclose(curved, expected / expected.mean())
+    assert layer_shares(1, None, spread=1, slope=2, bend=2) == [1.0]

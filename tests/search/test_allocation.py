@@ -62,8 +62,9 @@ def test_every_allocation_is_legal_and_of_the_size_asked_for(
 ) -> None:
     budget = replace(budget, tied=False, attention_is_legal=rules_of(budget.facts, False))
     shares = data.draw(_shares(budget.facts.layers))
+    attention = data.draw(st.sampled_from([0.5, 1.0, 2.0]))
     try:
-        candidate = Candidate.of(allocate(budget, shares))
+        candidate = Candidate.of(allocate(budget, shares, attention))
     except InfeasibleTargetError:
         # Only where a size is hard to meet at all: tiny models, extreme targets.
         assume(False)
@@ -72,7 +73,7 @@ def test_every_allocation_is_legal_and_of_the_size_asked_for(
         assert total_cost(budget, candidate) <= limit_of(budget) * (1 + ROUNDING)
     else:
         # Equal shares are the uniform layout, which may miss the size by a whole step.
-        most = budget.unit / (2 if len({*shares}) > 1 else 1)
+        most = budget.unit / (2 if len({*shares}) > 1 or attention != 1 else 1)
         assert abs(total_cost(budget, candidate) - budget.limit) <= most
 
 
@@ -124,6 +125,17 @@ def test_layers_that_have_to_be_alike_cannot_keep_different_shares() -> None:
     budget = replace(_budget(), tied=True)
     with pytest.raises(InfeasibleTargetError, match="alike"):
         allocate(budget, [1, 2, 1, 1, 1, 1, 1, 1])
+
+
+def test_attention_gets_its_own_share_and_the_mlp_the_rest() -> None:
+    budget = _budget()
+    for attention, kv_heads in ((0.5, 2), (1.0, 4), (1.5, 6)):
+        layout = allocate(budget, [1.0] * 8, attention)
+        assert {spec.kv_heads for spec in layout} == {kv_heads}
+        assert _costs(budget, layout) == pytest.approx([0.5] * 8, abs=0.02)
+    # What is to stay whole does, attention included.
+    layout = allocate(budget, [math.inf, 1, 1, 1, 1, 1, 1, 1], 0.5)
+    assert (layout[0].kv_heads, layout[0].ffn) == (8, 512)
 
 
 def test_a_kv_cache_is_shared_out_by_attention_alone() -> None:

@@ -24,6 +24,9 @@ WIDE = TuningSpace(
     aggregations=("sum", "max"),
     exponents=(0.5, 1.0),
     allocations=("uniform", "angular"),
+    slope=(-1.0, 1.0),
+    bend=(0.0, 0.5),
+    attention=(0.5, 2.0),
 )
 SOLVER = TuningSpace(
     weights={"": 1.0},
@@ -123,7 +126,7 @@ def test_trials_begin_with_each_metric_by_itself_on_all_the_text() -> None:
         assert start.calibration.quantile is None
         assert start.calibration.groups == (0, 1, 2, 3)
         assert start.calibration.weights == pytest.approx({"code": 0.75, "prose": 0.25})
-        assert (start.exponent, start.allocation) == (1.0, "uniform")
+        assert start.exponent == 1.0 and start.all_alike
     for space in (WIDE, SOLVER, FAITHFUL):
         for point in space.starts():
             assert set(point) == set(space.dimensions())
