@@ -296,10 +296,10 @@ class AllocationSpace(Section):
         "`importance`.",
     )
     slope: Signed = Field(
-        default=[-1.0, 1.0], description="[least, most], as of `importance`; [0, 0] for none."
+        default=[-0.5, 0.5], description="[least, most], as of `importance`; [0, 0] for none."
     )
     bend: Signed = Field(
-        default=[-1.0, 1.0], description="[least, most], as of `importance`; [0, 0] for none."
+        default=[-0.5, 0.5], description="[least, most], as of `importance`; [0, 0] for none."
     )
     attention: Annotated[
         list[Annotated[float, Field(ge=0.25, le=4)]],

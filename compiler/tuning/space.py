@@ -21,7 +21,7 @@ FAITHFUL_AGGREGATIONS = ("sum", "product", "max", "last")
 FAITHFUL_EXPONENTS = (0.5, 1.0, 2.0)
 
 #: How far an allocation may depart from uniform.
-SPREAD = (0.25, 4.0)
+SPREAD = (0.125, 1.0)
 
 #: Settings are rounded to so many significant digits, which is more than trials can tell apart.
 DIGITS = 4
