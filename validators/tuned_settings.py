@@ -23,6 +23,9 @@ _WORDS = {
     "group_seed": "which groups",
     "vector": "weight of taylor_vector",
     "order": "order of single elements",
+    "slope": "slope over depth",
+    "bend": "bend over depth",
+    "attention": "attention over its layer",
 }
 
 

@@ -231,7 +231,8 @@ def _add_trials(
     steps.add(
         "tune",
         "tune",
-        f"try {method.trials} settings, each on statistics that are there",
+        f"try {method.trials} settings, each "
+        + ("pruned as the build will be" if along else "on statistics that are there"),
         steps.model
         | steps.budget()
         | {
