@@ -3,10 +3,10 @@
 
     python benchmarks/tuning.py --sparsity 0.2 0.5 --seeds 0 1 2 --threads 1 --best obs
 
-Tunes over calibration on code and prose and over the metrics, by both samplers, with and without
-refit, as AdaPruner was published, and around `uniform` and `tyr`. `--best` names the metric that
-`importance.py` found best by itself. Prints the loss above the dense model's on code and on
-prose, what the trials themselves reached, and draws best-so-far curves.
+Tunes over calibration on code and prose, over the metrics and what each layer keeps, by both
+samplers, with and without refit, as AdaPruner was published, and around `uniform`. `--best` names
+the metric that `importance.py` found best by itself. Prints the loss above the dense model's on
+code and on prose, what the trials themselves reached, and draws best-so-far curves.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ def contestants(trials: int, best: str) -> dict[str, Contestant]:
     found = {}
     for inner, extra in (
         ("importance", ""),
-        ("importance", ", walk_tokens: 16384"),
         ("importance", ", refit: false"),
         ("uniform", ""),
         ("importance", ", faithful: true"),
@@ -103,7 +102,7 @@ def draw(results: list[Result], path: Path) -> None:
                     panel.plot(range(1, len(median) + 1), median, label=sampler)
                     lowest.append(median[-1])
             if lowest:  # what the first trials have says nothing of the end
-                panel.set_ylim(0.95 * min(lowest), 1.3 * min(lowest))
+                panel.set_ylim(0.95 * min(lowest), max(1.3 * min(lowest), 1.1 * max(lowest)))
             panel.set(title=f"{inner}, {sparsity:.0%} removed", xlabel="trials")
             panel.set_ylabel("best, held-out text")
             panel.legend()

@@ -350,14 +350,6 @@ class AdaPrunerMethod(Section):
     startup_trials: int = Field(
         default=10, ge=1, description="Random trials before the sampler learns from them."
     )
-    walk_tokens: int = Field(
-        default=0,
-        ge=0,
-        description="Calibration tokens that every trial is pruned along, each layer fitted to "
-        "what the ones before it have left, as the build prunes; with calibration.tokens of them a "
-        "trial is what is built. 0: every layer by itself on the dense model's statistics, which "
-        "is cheaper and tells settings apart that the build will make alike.",
-    )
     finalists: int = Field(
         default=3,
         ge=1,
@@ -419,8 +411,6 @@ class AdaPrunerMethod(Section):
         finalists = cls.model_fields["finalists"].default
         if name == "refit" and info.data.get("finalists", finalists) != finalists:
             raise refusal("is false, so that method.finalists is not read", "remove finalists")
-        if name == "refit" and info.data.get("walk_tokens", 0) > 0:
-            raise refusal("is false, so that method.walk_tokens is not read", "remove walk_tokens")
         if name == "solver" and inner == "importance":
             raise refusal("is read with `inner: uniform` and `inner: tyr` only", "remove it")
         return value

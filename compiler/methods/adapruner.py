@@ -48,16 +48,14 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
     found = pools(steps)
     space = _space(steps, method, found)
     refit = method.refit and not method.faithful
-    statistics = _add_pool_statistics(
-        steps, method, found, space, with_gram=refit and not method.walk_tokens
-    )
+    statistics = _add_pool_statistics(steps, method, found, space, with_gram=refit)
     if method.objective == "divergence":
         add_teacher(steps)
     _add_trials(steps, method, space, statistics, start, refit=refit)
     if method.inner == "tyr":
         _add_chosen(steps, statistics)
         return tyr.add_search(steps, TyrMethod(kind="tyr"), start)
-    finalists = _finalists(steps, method, refit=refit)
+    finalists = _finalists(method, refit=refit)
     for place in range(finalists):
         tokens, name = "calibration-tokens", "resolve"
         if finalists > 1:
@@ -71,16 +69,14 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
         inputs |= {pool["statistics"]: pool["statistics"] for pool in statistics}
         add_resolve(steps, start, {"rank": place}, inputs, refit=refit, name=name, tokens=tokens)
     if finalists > 1:
-        _add_finalists(steps, method, start, finalists)
+        _add_finalists(steps, method, start)
     return "resolve"
 
 
-def _add_finalists(
-    steps: PlanBuilder, method: AdaPrunerMethod, start: Layout, finalists: int
-) -> None:
+def _add_finalists(steps: PlanBuilder, method: AdaPrunerMethod, start: Layout) -> None:
     """The step that judges the best trials as they were pruned in full."""
     held_out, top_k = _held_out(steps, method)
-    layers = {f"layers-{n}": f"finalist-{n}" for n in range(1, finalists + 1)}
+    layers = {f"layers-{n}": f"finalist-{n}" for n in range(1, method.finalists + 1)}
     steps.add(
         "resolve",
         "finalists",
@@ -90,7 +86,7 @@ def _add_finalists(
         judging(
             steps.sizes,
             steps.text("search-tokens"),
-            models=finalists,
+            models=method.finalists,
             top_k=top_k,
             disk_bytes=steps.sizes.layers_bytes(start),
         ),
@@ -227,12 +223,10 @@ def _add_trials(
     search = steps.recipe.search
     assert search is not None
     held_out, top_k = _held_out(steps, method)
-    along = _along(steps, method)
     steps.add(
         "tune",
         "tune",
-        f"try {method.trials} settings, each "
-        + ("pruned as the build will be" if along else "on statistics that are there"),
+        f"try {method.trials} settings, each on statistics that are there",
         steps.model
         | steps.budget()
         | {
@@ -241,17 +235,14 @@ def _add_trials(
             "pools": list(statistics),
             "layout": plain(start),
             "refit": refit,
-            "walk": along,
             "objective": method.objective,
             "trials": method.trials,
-            "finalists": _finalists(steps, method, refit=refit),
+            "finalists": _finalists(method, refit=refit),
             "sampler": method.sampler,
             "startup": method.startup_trials,
             "seed": search.seed,
         },
-        held_out
-        | {pool["statistics"]: pool["statistics"] for pool in statistics}
-        | ({pool["tokens"]: pool["tokens"] for pool in statistics} if along else {}),
+        held_out | {pool["statistics"]: pool["statistics"] for pool in statistics},
         trials(
             steps.sizes,
             steps.text("search-tokens"),
@@ -261,33 +252,10 @@ def _add_trials(
                 step.cost.disk_bytes for step in steps.steps if step.kind == "statistics"
             ),
             solves=refit,
-            walk_tokens=along["tokens"] if along else 0,
-            dense_target=along["dense_target"] if along else 0.0,
             first_order=space.first_order[1],
-            eliminates=method.inner != "importance",
-            start=start,
+            disk_bytes=steps.sizes.layers_bytes(start),
         ),
     )
-
-
-def _along(steps: PlanBuilder, method: AdaPrunerMethod) -> dict[str, Any] | None:
-    """The text that trials walk along; None where each prunes layers by themselves."""
-    calibration = steps.recipe.calibration
-    assert calibration is not None
-    if not method.walk_tokens:
-        return None
-    if method.walk_tokens > calibration.tokens:
-        raise RecipeProblemError(
-            "method.walk_tokens",
-            f"method.walk_tokens is {method.walk_tokens}; trials walk along calibration text, of "
-            f"which there are {calibration.tokens} tokens",
-            hint="lower it, or raise calibration.tokens",
-        )
-    return {
-        "tokens": method.walk_tokens,
-        "seed": calibration.seed,
-        "dense_target": steps.solver()["dense_target"],
-    }
 
 
 def _held_out(steps: PlanBuilder, method: AdaPrunerMethod) -> tuple[dict[str, str], int]:
@@ -299,19 +267,9 @@ def _held_out(steps: PlanBuilder, method: AdaPrunerMethod) -> tuple[dict[str, st
     return inputs | {"teacher": "teacher"}, min(TOP_K, steps.facts.vocab_size)
 
 
-def _finalists(steps: PlanBuilder, method: AdaPrunerMethod, *, refit: bool) -> int:
-    """How many of the best trials are pruned in full: one where a trial is what is built."""
-    calibration = steps.recipe.calibration
-    assert calibration is not None
-    whole = method.walk_tokens == calibration.tokens
-    if whole and "finalists" in method.model_fields_set and method.finalists > 1:
-        raise RecipeProblemError(
-            "method.finalists",
-            f"method.finalists is {method.finalists}; trials that walk along all of "
-            "calibration.tokens are pruned in full already",
-            hint="leave it out, or lower method.walk_tokens",
-        )
-    return method.finalists if refit and method.inner != "tyr" and not whole else 1
+def _finalists(method: AdaPrunerMethod, *, refit: bool) -> int:
+    """How many of the best trials are pruned in full."""
+    return method.finalists if refit and method.inner != "tyr" else 1
 
 
 def _add_chosen(

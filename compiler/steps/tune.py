@@ -5,25 +5,28 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from prunec.compiler.diagnostics import BuildError
 from prunec.compiler.model.errors import ModelError
+from prunec.compiler.passes.importance.statistics import LayerStatistics
 from prunec.compiler.plan import Step, digest
 from prunec.compiler.plan_builder import VERSIONS
 from prunec.compiler.recipe import AdaPrunerMethod
 from prunec.compiler.steps.context import Context, Progress, Summary, layout_of, plain_layout
-from prunec.compiler.steps.pools import pools_of
+from prunec.compiler.steps.statistics import load_statistics
 from prunec.compiler.steps.teacher import teacher_of
 from prunec.compiler.store import Entry
 from prunec.compiler.target import budget_of
 from prunec.compiler.tuning.held_out import HeldOut
 from prunec.compiler.tuning.one_shot import OneShot
+from prunec.compiler.tuning.pools import Group, Pool, Pools
 from prunec.compiler.tuning.space import TuningSpace
-from prunec.compiler.tuning.walked import Walked
 
 if TYPE_CHECKING:
-    from prunec.compiler.tuning.objective import Trial
     from prunec.compiler.tuning.study import StudyPlan, Tried
 
 #: The file in a build's store that studies are kept in where the recipe names none.
@@ -38,31 +41,28 @@ def run_tune(context: Context, step: Step, entry: Entry, progress: Progress) -> 
         raise BuildError(
             f"settings cannot be tuned without {error.name}", hint="pip install 'prunec[tune]'"
         ) from None
-    pools, params = pools_of(context, step), step.params
-    shot = OneShot(
+    pools = _pools(context, step)
+    one_shot = OneShot(
         context.subject.facts,
         budget_of(context.recipe, context.subject.facts),
         layout_of(context, step, "layout"),
         pools,
-        params["refit"],
+        step.params["refit"],
     )
-    trial: Trial = shot
-    if along := params["walk"]:
-        trial = Walked(shot, along["tokens"], along["seed"], along["dense_target"])
     entry.folder.mkdir(parents=True, exist_ok=True)
     for left in entry.folder.glob(f"{FOLDER}*"):  # of a trial that was killed
         shutil.rmtree(left, ignore_errors=True)
     held_out = HeldOut(context.ids(step), teacher_of(context, step))
-    judge = Judge(context.decoder, trial, held_out, entry.folder)
+    judge = Judge(context.decoder, one_shot, held_out, entry.folder)
     plan = _study_plan(context, step)
-    objective = params["objective"]
+    objective = step.params["objective"]
 
     def tell(tried: Sequence[Tried]) -> None:
         value = "".join(f", {objective} {one.value:.4f} at best" for one in best_of(tried))
         progress(len(tried), plan.trials, f"trials{value}")
 
     tried = run_study(plan, judge.looks, tell)
-    best = best_of(tried, params["finalists"])
+    best = best_of(tried, step.params["finalists"])
     if not best:
         raise ModelError(
             f"none of {len(tried)} trials gave a model; the last: {tried[-1].error}",
@@ -70,11 +70,11 @@ def run_tune(context: Context, step: Step, entry: Entry, progress: Progress) -> 
         )
     finalists = [
         {
-            "settings": one.settings.as_dict()
-            | {"mixture": [list(part) for part in pools.mixture(one.settings.calibration)]},
-            "layout": plain_layout(trial.layout(one.settings)),
+            "settings": trial.settings.as_dict()
+            | {"mixture": [list(one) for one in pools.mixture(trial.settings.calibration)]},
+            "layout": plain_layout(one_shot.layout(trial.settings)),
         }
-        for one in best
+        for trial in best
     ]
     return {
         "token_forwards": sum(trial.token_forwards for trial in tried),
@@ -82,7 +82,7 @@ def run_tune(context: Context, step: Step, entry: Entry, progress: Progress) -> 
         # Where fewer trials ended well than there are places, the best takes those that are left.
         "finalists": [
             *finalists,
-            *[finalists[0]] * (params["finalists"] - len(finalists)),
+            *[finalists[0]] * (step.params["finalists"] - len(finalists)),
         ],
         "tuning": {
             "objective": objective,
@@ -92,7 +92,7 @@ def run_tune(context: Context, step: Step, entry: Entry, progress: Progress) -> 
             "importances": importances(plan),
             "collected": sum(
                 context.found(step, pool["statistics"])["token_forwards"]
-                for pool in params["pools"]
+                for pool in step.params["pools"]
             ),
             "startup": min(plan.startup, plan.trials),
         },
@@ -117,6 +117,36 @@ def _study_plan(context: Context, step: Step) -> StudyPlan:
         startup=params["startup"],
         seed=params["seed"],
     )
+
+
+def _pools(context: Context, step: Step) -> Pools:
+    device, found = context.decoder.device, []
+    for pool in step.params["pools"]:
+        role = pool["statistics"]
+        entry, summary = context.entry(step, role), context.found(step, role)
+        layers: list[list[dict[str, Any]]] = summary["layers"]
+        groups = [
+            Group(group["quantile"], group["number"], tuple(group["windows"]), numbers["tokens"])
+            for group, numbers in zip(summary["groups"], layers[0], strict=True)
+        ]
+        found.append(
+            Pool(
+                name=role,
+                part=pool["part"],
+                length=pool["length"],
+                groups=tuple(groups),
+                load=partial(_layer_statistics, entry, device),
+                turns={
+                    kind: [[group[kind] / group["tokens"] for group in layer] for layer in layers]
+                    for kind in ("influence", "angular")
+                },
+            )
+        )
+    return Pools(found)
+
+
+def _layer_statistics(entry: Entry, device: torch.device, layer: int) -> list[LayerStatistics]:
+    return load_statistics(entry, layer, device)
 
 
 def _plain(space: TuningSpace, trial: Tried) -> dict[str, Any]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -19,8 +17,8 @@ from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.layout import Layout
 from prunec.compiler.model.modeling.modeling_prunec import PerLayerDecoderLayer
 from prunec.compiler.model.tensor_file import save
-from prunec.compiler.passes.nested import CutLayer
 from prunec.compiler.tuning.held_out import HeldOut, scores_of, value_of
+from prunec.compiler.tuning.one_shot import OneShot
 from prunec.compiler.tuning.settings import Settings
 from prunec.compiler.tuning.study import Look
 
@@ -31,31 +29,15 @@ LOOKS = (1 / 4, 1 / 2, 1)
 FOLDER = "trial-"
 
 
-class Trial(Protocol):
-    """How settings become a model."""
-
-    def layout(self, settings: Settings) -> Layout: ...
-
-    def prune(
-        self,
-        decoder: Decoder,
-        settings: Settings,
-        layout: Layout,
-        save: Callable[[int, CutLayer], None],
-    ) -> int:
-        """Gives every layer to `save`; returns token-forwards."""
-        ...
-
-
 @dataclass(frozen=True)
 class Judge:
     """Prunes the model by a trial's settings and runs it, one layer in memory at a time.
 
-    The layers of the trial at hand lie in `scratch`.
+    The layers of the trial at hand lie in `scratch` between one part of the text and the next.
     """
 
     decoder: Decoder
-    trial: Trial
+    one_shot: OneShot
     held_out: HeldOut
     scratch: Path
 
@@ -63,27 +45,33 @@ class Judge:
     def looks(self, settings: Settings) -> Generator[Look, None, None]:
         """The objective on growing parts of the text: nats per token from the dense model, or
         perplexity. ModelError for settings that make no model."""
-        layout = self.trial.layout(settings)
+        layout = self.one_shot.layout(settings)
         windows, length = self.held_out.ids.shape
         stops = sorted({math.ceil(share * windows) for share in LOOKS})
         scores: list[Tensor] = []
         with tempfile.TemporaryDirectory(dir=self.scratch, prefix=FOLDER) as folder:
-            keep = partial(_save, Path(folder))
-            spent = self.trial.prune(self.decoder, settings, layout, keep)
             for start, stop in zip([0, *stops], stops, strict=False):
-                layers, part = self._loaded(Path(folder), layout), slice(start, stop)
+                layers = (
+                    self._loaded(Path(folder), layout)
+                    if start
+                    else self._pruned(Path(folder), layout, settings, keep=len(stops) > 1)
+                )
+                part = slice(start, stop)
                 scores.append(scores_of(self.decoder, layers, self.held_out, part))
                 value = value_of(scores, self.held_out)
-                yield Look(value, spent + stop * length, whole=stop == windows)
+                yield Look(value, stop * length, whole=stop == windows)
+
+    def _pruned(
+        self, folder: Path, layout: Layout, settings: Settings, *, keep: bool
+    ) -> Iterator[PerLayerDecoderLayer]:
+        for index, spec in enumerate(layout):
+            tensors = self.decoder.layer_tensors(index)
+            cut = self.one_shot.layer(index, tensors, spec, settings)
+            if keep:
+                save(folder / f"{index}.safetensors", cut.tensors, {})
+            yield self.decoder.layer(index, spec, cut.tensors)
 
     def _loaded(self, folder: Path, layout: Layout) -> Iterator[PerLayerDecoderLayer]:
         for index, spec in enumerate(layout):
-            yield self.decoder.layer(index, spec, load_file(_file(folder, index)))
-
-
-def _save(folder: Path, index: int, cut: CutLayer) -> None:
-    save(_file(folder, index), cut.tensors, {})
-
-
-def _file(folder: Path, index: int) -> Path:
-    return folder / f"{index}.safetensors"
+            tensors = load_file(folder / f"{index}.safetensors")
+            yield self.decoder.layer(index, spec, tensors)

@@ -7,13 +7,12 @@ the model with the settings that were found best.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor
 
-from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import LayerSpec, Layout
@@ -68,18 +67,6 @@ class OneShot:
         except InfeasibleTargetError as error:
             raise ModelError(str(error)) from error
 
-    def prune(
-        self,
-        decoder: Decoder,
-        settings: Settings,
-        layout: Layout,
-        save: Callable[[int, CutLayer], None],
-    ) -> int:
-        """All layers, given to `save` one by one. Returns token-forwards: none."""
-        for index, spec in enumerate(layout):
-            save(index, self.layer(index, decoder.layer_tensors(index), spec, settings))
-        return 0
-
     def layer(
         self, index: int, tensors: Mapping[str, Tensor], spec: LayerSpec, settings: Settings
     ) -> CutLayer:
@@ -87,20 +74,18 @@ class OneShot:
         statistics = self.pools.mixed(settings.calibration, index)
         if not settings.metrics:
             return solved(self.facts, index, tensors, statistics, spec, settings)
+        scoring = Scoring(
+            settings.metrics, settings.aggregation, settings.exponent, settings.damping
+        )
         return prune_layer(
             self.facts,
             tensors,
             statistics,
-            scoring_of(settings),
+            scoring,
             spec,
             refit=self.refit,
             damping=settings.damping,
         )
-
-
-def scoring_of(settings: Settings) -> Scoring:
-    """How a trial with metrics scores units."""
-    return Scoring(settings.metrics, settings.aggregation, settings.exponent, settings.damping)
 
 
 def solved(

@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-import torch
 from torch import Tensor
 
-from prunec.compiler.calibration.shares import shares_of
 from prunec.compiler.passes.importance.influence import Influence
 from prunec.compiler.passes.importance.statistics import LayerStatistics, mixed
 from prunec.compiler.tuning.settings import CalibrationChoice
@@ -41,7 +38,6 @@ class Pool:
     name: of its statistics
     load: gives a layer's statistics for every group
     turns: by layer and group, the mean over tokens of how far the layer turns the hidden states
-    ids: gives [windows, length] tokens
     """
 
     name: str
@@ -50,7 +46,6 @@ class Pool:
     groups: tuple[Group, ...]
     load: Callable[[int], Sequence[LayerStatistics]]
     turns: Mapping[Influence, Sequence[Sequence[float]]]
-    ids: Callable[[], Tensor]
 
 
 class Pools:
@@ -106,32 +101,6 @@ class Pools:
             for name, index, weight in mixture
         ]
         return [sum(layer) for layer in zip(*weighted, strict=True)]
-
-    def text(
-        self, choice: CalibrationChoice, tokens: int, seed: int
-    ) -> tuple[Tensor, dict[str, int]]:
-        """[windows, length] of about so many tokens, or as many as there are, every part with the
-        share that was chosen, in random order; and the windows of every part.
-
-        Fewer tokens of the same choice and seed are among more of them.
-        """
-        generator, found = torch.Generator().manual_seed(seed), {}
-        pools = {pool.part: (pool, groups) for pool, groups, _ in self.groups(choice)}
-        for part in choice.weights:
-            pool, groups = pools[part]
-            windows = [window for index in groups for window in pool.groups[index].windows]
-            order = torch.randperm(len(windows), generator=generator)
-            found[part] = torch.tensor(sorted(windows))[order]
-        total = math.ceil(tokens / choice.length)
-        # Where there are fewer windows than parts, those of the largest shares.
-        largest = sorted(choice.weights.items(), key=lambda item: -item[1])[:total]
-        wanted = shares_of(dict(largest), total)
-        # Where a part has too few windows, all give way, so that the shares stay.
-        scale = min(1.0, *(len(found[part]) / count for part, count in wanted.items()))
-        counts = {part: max(1, math.floor(count * scale)) for part, count in wanted.items()}
-        drawn = [pools[part][0].ids()[found[part][:count]] for part, count in counts.items()]
-        ids = torch.cat(drawn)
-        return ids[torch.randperm(len(ids), generator=generator)], counts
 
     def _load(self, name: str, layer: int) -> Sequence[LayerStatistics]:
         key = (name, layer)

@@ -23,10 +23,6 @@ class CalibrationChoice:
     quantile: int | None
     groups: tuple[int, ...]
 
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> CalibrationChoice:
-        return cls(**{**plain, "groups": tuple(plain["groups"])})
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -62,7 +58,9 @@ class Settings:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Settings:
-        return cls(**{**plain, "calibration": CalibrationChoice.from_dict(plain["calibration"])})
+        calibration = dict(plain["calibration"])
+        calibration["groups"] = tuple(calibration["groups"])
+        return cls(**{**plain, "calibration": CalibrationChoice(**calibration)})
 
     def of_method(self) -> dict[str, Any]:
         """What the pruning steps obey, by the names of their own parameters."""

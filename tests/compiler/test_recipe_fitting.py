@@ -57,10 +57,6 @@ NO_SEARCH = "search=null"
             "so that method.finalists is not read",
         ),
         (
-            ["method={kind: adapruner, walk_tokens: 256, refit: false}", "search={}"],
-            "so that method.walk_tokens is not read",
-        ),
-        (
             ["method={kind: adapruner, inner: uniform, allocation: {slope: [0, 0]}}", "search={}"],
             "allocation is not read",
         ),

@@ -68,7 +68,7 @@ def prepared(decoder: Decoder, folder: Path, *, seed: int = 0) -> tuple[Judge, T
         for kind in ("influence", "angular")
     }
     groups = tuple(Group(0, n, tuple(half.tolist()), 4 * LENGTH) for n, half in enumerate(halves))
-    pool = Pool("statistics", "", LENGTH, groups, memory.layers.__getitem__, turns, lambda: ids)  # type: ignore[arg-type]
+    pool = Pool("statistics", "", LENGTH, groups, memory.layers.__getitem__, turns)  # type: ignore[arg-type]
     budget = Budget(facts, 0.5, 8, tied=False, attention_is_legal=whole_or_none(facts))
     one_shot = OneShot(facts, budget, budget.uniform_layout(), Pools([pool]), refit=True)
     dense = run(
@@ -98,14 +98,9 @@ def run(decoder: Decoder, layers: Sequence[object], ids: Tensor) -> Tensor:
     return decoder.logits(hidden).double()
 
 
-def shot_of(judge: Judge) -> OneShot:
-    assert isinstance(judge.trial, OneShot)
-    return judge.trial
-
-
 def pruned_layers(judge: Judge, trial: Settings) -> Sequence[object]:
     """All layers that a trial stands for, each pruned by itself."""
-    decoder, shot, layers = judge.decoder, shot_of(judge), []
+    decoder, shot, layers = judge.decoder, judge.one_shot, []
     for index, spec in enumerate(shot.layout(trial)):
         cut = shot.layer(index, decoder.layer_tensors(index), spec, trial)
         layers.append(decoder.layer(index, spec, cut.tensors))
@@ -144,7 +139,7 @@ def test_sublayers_may_go_altogether(tiny_family: Callable[..., Path], tmp_path:
     judge, _ = prepared(decoder, tmp_path)
     dense = dense_layout(decoder.facts)[0]
     bare = LayerSpec(0, 0, dense.head_dim, dense.ffn), LayerSpec(4, 2, dense.head_dim, 0), dense
-    shot = OneShot(decoder.facts, shot_of(judge).budget, bare, shot_of(judge).pools, refit=True)
+    shot = OneShot(decoder.facts, judge.one_shot.budget, bare, judge.one_shot.pools, refit=True)
     for trial in (settings(), settings(metrics={"wanda": 1.0})):
         (*_, last) = Judge(decoder, shot, judge.held_out, tmp_path).looks(trial)
         assert 0 < last.value < 100
@@ -157,7 +152,7 @@ def test_other_text_is_another_trial_and_perplexity_another_objective(
     judge, _ = prepared(decoder, tmp_path)
 
     def last(trial: Settings, held_out: HeldOut = judge.held_out) -> float:
-        return list(Judge(decoder, judge.trial, held_out, tmp_path).looks(trial))[-1].value
+        return list(Judge(decoder, judge.one_shot, held_out, tmp_path).looks(trial))[-1].value
 
     both = CalibrationChoice(LENGTH, {"": 1.0}, None, (0, 1))
     plain = {"metrics": {"wanda": 1.0}}
@@ -174,7 +169,7 @@ def test_a_layout_that_cannot_be_had_is_a_trial_that_fails(
 ) -> None:
     decoder = opened(tiny_family("llama"))
     judge, _ = prepared(decoder, tmp_path)
-    shot = shot_of(judge)
+    shot = judge.one_shot
     tied = Budget(shot.facts, 0.5, 8, tied=True, attention_is_legal=whole_or_none(shot.facts))
     impossible = OneShot(shot.facts, tied, shot.start, shot.pools, refit=True)
     with pytest.raises(ModelError, match="alike"):
