@@ -27,8 +27,8 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
         key = f"method.{unlike[0]}"
         raise RecipeProblemError(
             key,
-            f"{key} is {allocation[unlike[0]]}, which keeps more of some layers than of others; "
-            "with target.layout: uniform all are alike",
+            f"{key} is {allocation[unlike[0]]}, which has layers or sublayers keep unlike shares; "
+            "with target.layout: uniform all keep the same",
             hint="leave it out, or use target.layout: per_layer",
         )
     turned = method.allocation != "uniform"

@@ -28,8 +28,15 @@ DIGITS = 4
 
 #: Dimensions that are said by the names of what they decide.
 _OF_METHOD = (
-    *("aggregation", "exponent", "allocation", "spread", "slope", "bend", "attention"),
-    *("first_order", "damping"),
+    "aggregation",
+    "exponent",
+    "allocation",
+    "spread",
+    "slope",
+    "bend",
+    "attention",
+    "first_order",
+    "damping",
 )
 
 _ALL = "all"

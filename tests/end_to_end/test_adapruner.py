@@ -101,6 +101,7 @@ def test_the_best_trials_value_is_that_of_the_model_that_is_written(
     trials = {trial["number"]: trial for trial in tuned["tuning"]["trials"]}
     best = tuned["tuning"]["ranked"][0]
     assert trials[best]["value"] == pytest.approx(divergence_of(path, output), rel=1e-4)
+    assert {"slope", "bend", "attention"} <= trials[best]["settings"].keys()
     assert made(output, "resolve")["layout"] == tuned["layout"]
     report = json.loads((output / "report" / "report.json").read_text(encoding="utf-8"))
     assert report["tuning"]["best"] == best and report["tuning"]["finalists"] == []

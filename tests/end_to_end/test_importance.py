@@ -110,6 +110,8 @@ def test_layers_keep_what_their_influence_says(
     later, outer = widths(slope=0.4), widths(bend=0.6)
     assert later[0] < later[1] < later[2]
     assert outer[1] < min(outer[0], outer[2])
+    # What attention takes, the MLPs give.
+    assert sum(widths(attention=2.0)) < sum(uniform) < sum(widths(attention=0.5))
 
 
 def test_a_build_that_was_killed_goes_on_to_the_same_bytes(

@@ -164,6 +164,20 @@ def test_other_text_is_another_trial_and_perplexity_another_objective(
     assert last(trial, HeldOut(ids, None)) == pytest.approx(float(loss.exp()), rel=1e-4)
 
 
+def test_a_trial_shares_out_what_is_kept_as_it_says(
+    tiny_family: Callable[..., Path], tmp_path: Path
+) -> None:
+    judge, _ = prepared(opened(tiny_family("llama")), tmp_path)
+    shot = judge.one_shot
+    later = shot.layout(settings(slope=0.5))
+    assert later[0].ffn + later[0].kv_heads < later[-1].ffn + later[-1].kv_heads
+    outer = shot.layout(settings(bend=1.0))
+    assert outer[1].ffn < min(outer[0].ffn, outer[-1].ffn)
+    attending = shot.layout(settings(attention=2.0))
+    for spec, alike in zip(attending, shot.layout(settings()), strict=True):
+        assert spec.kv_heads > alike.kv_heads and spec.ffn < alike.ffn
+
+
 def test_a_layout_that_cannot_be_had_is_a_trial_that_fails(
     tiny_family: Callable[..., Path], tmp_path: Path
 ) -> None:
