@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from prunec.compiler import estimates, estimates_artefact, estimates_walk
+from prunec.compiler import estimates, estimates_artefact, estimates_tuning, estimates_walk
 from prunec.compiler.estimates import BUFFER_BYTES, PROCESS_BYTES, Sizes, Windows
 from prunec.compiler.estimates_artefact import measurement
 from prunec.compiler.estimates_search import nested_bytes, search, teacher
@@ -25,6 +25,7 @@ from prunec.compiler.placing import LADDER
 from prunec.compiler.plan import Work
 from prunec.compiler.planned import plan_recipe
 from prunec.compiler.subject import subject_for_plan
+from prunec.compiler.tuning import pools
 from prunec.recipes import folder
 from prunec.validators import perplexity
 
@@ -98,6 +99,7 @@ def test_what_is_counted_by_is_what_the_passes_work_by() -> None:
     assert estimates_walk._STATE_BYTES == collect.STATE_BYTES
     assert estimates_walk._LOGIT_BYTES == gradients.LOGIT_BYTES
     assert estimates_artefact._LOGIT_BYTES == perplexity._LOGIT_BYTES
+    assert estimates_tuning._KEPT_BYTES == pools.KEPT_BYTES
 
 
 def test_every_rung_of_the_ladder_takes_less_memory_than_the_one_before() -> None:
