@@ -213,6 +213,7 @@ def plan(
 
     there = Machine.find(machine) if machine else None
     planned = plan_recipe(shipped.find(recipe), set_ or (), subject_for_plan)
+    _warn(planned)
     if as_json:
         seconds = {s.name: there.seconds(s.cost) for s in planned.plan.steps} if there else None
         _print_json(planned.plan.as_dict() | ({"seconds": seconds} if seconds else {}))
@@ -413,6 +414,7 @@ def _carry_out(
         if not workers.leads:
             build_command.follow(planned, output, workers)
             return
+        _warn(planned)
         build_command.check(planned, Store(output / ".store"), fresh=fresh)
         narrator = Narrator(_stderr())
         report = build_command.run(
@@ -423,6 +425,11 @@ def _carry_out(
     else:
         render_table(report, _stdout(), output)
     raise typer.Exit(0 if report.passed else 1)
+
+
+def _warn(planned: Planned) -> None:
+    for warning in planned.plan.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
 
 
 def _options(overrides: list[str] | None) -> Iterator[str]:

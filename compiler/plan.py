@@ -72,15 +72,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of a build in the order in which they run; their costs are those of `placement`."""
+    """The steps of a build in the order in which they run; their costs are those of `placement`.
+
+    warnings: sentences on what a build can go on with, and its user should know before it does
+    """
 
     steps: tuple[Step, ...]
     placement: Placement = ROOMY
+    warnings: tuple[str, ...] = ()
 
     def placed(self, placement: Placement) -> Plan:
         """The same steps, with what they take where the work lies elsewhere."""
         steps = (replace(step, cost=step.estimate(placement)) for step in self.steps)
-        return Plan(tuple(steps), placement)
+        return replace(self, steps=tuple(steps), placement=placement)
 
     def step(self, name: str) -> Step:
         return next(step for step in self.steps if step.name == name)
@@ -94,6 +98,7 @@ class Plan:
         """Plain data, the same for the same build on every machine."""
         return {
             "fingerprint": self.fingerprint,
+            "warnings": list(self.warnings),
             "steps": [
                 {
                     "name": step.name,

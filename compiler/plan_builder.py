@@ -13,7 +13,7 @@ from prunec.compiler.estimates import Sizes, Windows
 from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import Layout, plain_layout
 from prunec.compiler.model.placement import ROOMY
-from prunec.compiler.plan import Estimate, Step, digest
+from prunec.compiler.plan import Estimate, Plan, Step, digest
 from prunec.compiler.recipe import AdaPrunerMethod, MagnitudeMethod, Recipe
 from prunec.compiler.target import target_params
 from prunec.exporters import exporter_for
@@ -70,6 +70,7 @@ class PlanBuilder:
         self.facts = subject.facts
         self.identity = subject.identity
         self.steps: list[Step] = []
+        self.warnings: list[str] = []
         self.sizes = Sizes(subject.facts, recipe.model.dtype)
         self.model = {"identity": subject.identity, "dtype": recipe.model.dtype}
 
@@ -89,6 +90,15 @@ class PlanBuilder:
             name, kind, why, dict(params), dict(inputs), fingerprint, estimate, estimate(ROOMY)
         )
         self.steps.append(step)
+
+    def warn(self, sentence: str) -> None:
+        """Tell the user something that a build can go on with, once."""
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(tuple(self.steps), warnings=tuple(self.warnings))
 
     def solver(self) -> dict[str, Any]:
         """How local problems are posed, as parameters of a walk."""

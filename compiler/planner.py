@@ -45,7 +45,7 @@ def make_plan(recipe: Recipe, subject: Subject, base: Path) -> Plan:
     if recipe.validation:
         artefacts = {str(export.kind): f"export-{export.kind}" for export in recipe.export}
         add_measurements(steps, recipe.validation, artefacts, steps.sizes.weight_bytes(start))
-    return Plan(tuple(steps.steps))
+    return steps.plan
 
 
 def _check_exports(recipe: Recipe, subject: Subject) -> None:

@@ -116,7 +116,7 @@ def make_plan(recipe: Recipe, subject: Subject, base: Path, given: Given) -> Pla
         )
     kept = max(file_bytes(folder) for folder in folders.values())
     add_measurements(steps, validation, artefacts, kept)
-    return Plan(tuple(steps.steps))
+    return steps.plan
 
 
 def _for_all(validation: Validation, folders: Mapping[str, Path]) -> dict[str, Path]:
