@@ -207,6 +207,7 @@ def plan(
 ) -> None:
     """Show what a build would do and cost, without reading a weight."""
     from prunec.compiler.machine import Machine
+    from prunec.compiler.plan_summary import summarise
     from prunec.compiler.plan_table import render_plan
     from prunec.compiler.planned import plan_recipe
     from prunec.compiler.subject import subject_for_plan
@@ -215,8 +216,7 @@ def plan(
     planned = plan_recipe(shipped.find(recipe), set_ or (), subject_for_plan)
     _warn(planned)
     if as_json:
-        seconds = {s.name: there.seconds(s.cost) for s in planned.plan.steps} if there else None
-        _print_json(planned.plan.as_dict() | ({"seconds": seconds} if seconds else {}))
+        _print_json(summarise(planned.recipe, planned.subject, planned.plan, there))
     else:
         render_plan(planned.recipe, planned.subject, planned.plan, _stdout(), there)
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,17 +12,10 @@ from rich.text import Text
 
 from prunec.compiler.estimates import PROCESS_BYTES
 from prunec.compiler.machine import Machine
-from prunec.compiler.model.layout import (
-    dense_layout,
-    kv_bytes_per_token,
-    prunable_parameters,
-    total_parameters,
-)
-from prunec.compiler.placing import in_words
 from prunec.compiler.plan import Cost, Plan
 from prunec.compiler.plan_builder import Subject
+from prunec.compiler.plan_summary import summarise, total_cost
 from prunec.compiler.recipe import Recipe
-from prunec.compiler.target import describe_target
 from prunec.validators.units import duration, size
 
 #: From how many columns on there is room to say why a step is there.
@@ -37,24 +31,9 @@ def render_plan(
 ) -> None:
     """The model, the target, and a row a step, with its time on a machine if there is one. Costs
     are estimates, and marked so."""
-    facts = subject.facts
-    dense = dense_layout(facts)
-    prunable = prunable_parameters(facts, dense)
-    total = total_parameters(facts, dense)
-    console.print(
-        f"{recipe.model.source}: {total:,} parameters, {prunable:,} of them prunable, "
-        f"{facts.layers} layers, {facts.query_heads} query heads on {facts.kv_heads} KV heads, "
-        f"FFN {facts.ffn}, {kv_bytes_per_token(facts, dense):,} KV bytes/token",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(
-        f"target: {describe_target(recipe, facts)}, layout {recipe.target.layout}, "
-        f"method {recipe.method.kind}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(f"placement: {in_words(plan.placement)}", highlight=False, soft_wrap=True)
+    summary = summarise(recipe, subject, plan, machine)
+    for line in _head(summary):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(_table(recipe, plan, machine, with_reasons=console.width >= _ROOMY))
     console.print(
         f"Costs are estimates; memory is the process's peak, {size(PROCESS_BYTES)} of it "
@@ -63,6 +42,23 @@ def render_plan(
         style="dim",
         soft_wrap=True,
     )
+
+
+def _head(summary: Mapping[str, Any]) -> Iterator[str]:
+    """The model, the target and the placement, a line each."""
+    dense, target = summary["model"], summary["target"]
+    layer, alike = dense["layers"][0], target["uniform"]
+    yield (
+        f"{dense['source']}: {dense['parameters']:,} parameters, "
+        f"{dense['prunable_parameters']:,} of them prunable, {len(dense['layers'])} layers, "
+        f"{layer['query_heads']} query heads on {layer['kv_heads']} KV heads, "
+        f"FFN {layer['ffn']}, {dense['kv_bytes_per_token']:,} KV bytes/token"
+    )
+    yield f"target: {target['words']}, layout {target['layout']}, method {summary['method']}"
+    sizes = ("weight_bytes", "kv_bytes_per_token")
+    weights, cache = (f"{size(dense[name])} → {size(alike[name])}" for name in sizes)
+    yield f"about: weights {weights}, KV cache {cache} a token"
+    yield f"placement: {summary['placement']['words']}"
 
 
 def _table(recipe: Recipe, plan: Plan, machine: Machine | None, *, with_reasons: bool) -> Table:
@@ -97,15 +93,7 @@ def _table(recipe: Recipe, plan: Plan, machine: Machine | None, *, with_reasons:
     for step, taken in zip(plan.steps, times, strict=True):
         why = [Text(step.why)] if with_reasons else []
         table.add_row(step.name, *why, step.fingerprint[:12], *cells(step.cost, taken))
-    costs = [step.cost for step in plan.steps]
-    total = Cost(
-        token_forwards=sum(cost.token_forwards for cost in costs),
-        memory_bytes=max(cost.memory_bytes for cost in costs),
-        host_bytes=max(cost.host_bytes for cost in costs),
-        gpu_bytes=max(cost.gpu_bytes for cost in costs),
-        disk_bytes=sum(cost.disk_bytes for cost in costs),
-        scratch_bytes=max(cost.scratch_bytes for cost in costs),
-    )
+    total = total_cost([step.cost for step in plan.steps])
     blanks = ["", ""] if with_reasons else [""]
     table.add_row("total", *blanks, *cells(total, sum(times)), style="bold")
     return table

@@ -29,6 +29,7 @@ def make_plan(recipe: Recipe, subject: Subject, base: Path) -> Plan:
     if recipe.validation:
         add_evaluation_tokens(steps, recipe.validation, base)
     start = _start_layout(recipe, subject)
+    _warn_of_coarse_widths(steps)
     finished = METHODS[recipe.method.kind](steps, start)
     finished = add_recovery(steps, base, start, finished)
     for export in recipe.export:
@@ -63,6 +64,19 @@ def _check_exports(recipe: Recipe, subject: Subject) -> None:
                 "numbers of query heads, as method.faithful: true leaves them",
                 hint="export hf, or remove method.faithful",
             )
+
+
+def _warn_of_coarse_widths(steps: PlanBuilder) -> None:
+    """Says where an MLP can only stay whole or go whole."""
+    recipe, facts = steps.recipe, steps.facts
+    budget = budget_of(recipe, facts)
+    if budget.mlp_is_free or set(budget.widths) - {0, facts.ffn}:
+        return
+    whole = "stay whole" if recipe.target.layout == "uniform" else "stay whole or go whole"
+    steps.warn(
+        f"target.multiple_of is {recipe.target.multiple_of:,}, and the FFN is {facts.ffn:,} wide: "
+        f"MLPs can only {whole}"
+    )
 
 
 def _start_layout(recipe: Recipe, subject: Subject) -> Layout:

@@ -25,6 +25,24 @@ from prunec.compiler.recipe_yaml import Document, Origin, Path
 
 RANGE_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 _LONGEST = 2000  # characters of a message
+#: What else people call a choice; each is offered only where it is legal.
+_OTHER_NAMES = {
+    "gpu": "cuda",
+    "nvidia": "cuda",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "huggingface": "hf",
+    "transformers": "hf",
+    "safetensors": "hf",
+    "onnxruntime": "onnx",
+    "ort": "onnx",
+    "json": "jsonl",
+    "txt": "text",
+    "dataset": "hub",
+    "heterogeneous": "per_layer",
+}
 _PLURALS = {str: "strings", FilePath: "paths", int: "whole numbers"}
 NUMBER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?")
 
@@ -160,6 +178,9 @@ def _near(word: str, legal: Iterable[str]) -> list[str]:
 
 
 def _did_you_mean(value: object, legal: Iterable[str]) -> str | None:
+    legal = list(legal)
+    if isinstance(value, str) and _OTHER_NAMES.get(value.lower()) in legal:
+        return f"did you mean {_OTHER_NAMES[value.lower()]}?"
     near = _near(value, legal) if isinstance(value, str) else []
     return f"did you mean {near[0]}?" if near else None
 
@@ -215,6 +236,25 @@ def _legal(field: FieldInfo | None, path: Path, *, range_only: bool = False) -> 
     return f"a mapping with a kind ({_one_of(kinds)})" if kinds else "a mapping"
 
 
+def _is_share(constraints: Iterable[Any]) -> bool:
+    """Whether constraints leave what lies between 0 and 1."""
+    bounds = [
+        {getattr(item, name) for item in constraints for name in names if hasattr(item, name)}
+        for names in (("gt", "ge"), ("lt", "le"))
+    ]
+    return bounds == [{0}, {1}]
+
+
+def _percentage(value: object) -> float | None:
+    """The share that a percentage stands for: 50 and "50%" are 0.5."""
+    if isinstance(value, str) and value.rstrip().endswith("%"):
+        text = value.rstrip()[:-1].strip()
+        value = float(text) if NUMBER.fullmatch(text) and "_" not in text else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 2 <= value <= 100:
+        return None
+    return value / 100
+
+
 def _bounds(constraints: Iterable[Any]) -> str:
     """The range that constraints leave, in words."""
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
@@ -233,7 +273,10 @@ def _advice(
     value: object, field: FieldInfo | None, sections: tuple[type[Section], ...]
 ) -> str | None:
     """What the user probably meant by a value of the wrong type."""
-    kind = _parts(field.annotation)[0] if field else None
+    kind, constraints = _parts(field.annotation) if field else (None, [])
+    constraints = [*(field.metadata if field else ()), *constraints]
+    if kind is float and _is_share(constraints) and (share := _percentage(value)) is not None:
+        return f"it is a share, not a percentage: write {share:g}"
     if isinstance(value, str) and get_origin(kind) is Literal:
         return _did_you_mean(value, [one for one in get_args(kind) if isinstance(one, str)])
     if isinstance(value, str) and kind in (int, float) and NUMBER.fullmatch(value):

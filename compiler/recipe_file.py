@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from prunec import recipes
 from prunec.compiler.diagnostics import Diagnostic, UserError, printable, quoted, shown
 from prunec.compiler.recipe import Recipe
 from prunec.compiler.recipe_errors import diagnose, dotted, origin_of
@@ -84,12 +85,20 @@ def _text(path: Path) -> str:
 
 
 def _near(path: Path) -> str | None:
+    """Advice where a recipe is not there: a file beside it, or a recipe that ships with prunec."""
     try:
-        there = [entry.name for entry in path.parent.iterdir()]
+        there = {entry.name: str(path.parent / entry.name) for entry in path.parent.iterdir()}
     except OSError:
         return f"there is no folder {path.parent} either"
+    if path.parent == Path():
+        shipped = sorted(found.stem for found in recipes.folder().glob("*.yaml"))
+        there |= {name: name for name in shipped} if not path.suffix else {}
     near = difflib.get_close_matches(path.name, there, n=1)
-    return f"did you mean {path.parent / near[0]}?" if near else None
+    if near:
+        return f"did you mean {there[near[0]]}?"
+    if path.parent == Path() and not path.suffix:
+        return f"the recipes that ship with prunec: {', '.join(shipped)}"
+    return None
 
 
 def _override(document: Document, option: str, number: int) -> None:

@@ -77,12 +77,23 @@ EDITS = [
     Broken("sparsity of zero", "0.5", "0", "5:13", "target.sparsity is 0; it must be between"),
     Broken("not a number", "0.5", ".nan", "5:13", "target.sparsity is nan; it must be"),
     Broken("overflow", "3.0", "1e999", "15:58", "max_ratio is inf; it must be a number above 0"),
+    Broken("percentage", "0.5", "50", "5:13", "is 50; it must be between 0", "write 0.5"),
+    Broken("percent sign", "0.5", "50%", "5:13", 'is "50%"; it must be a number', "write 0.5"),
     Broken("too large", "4096", "9" * 30, "10:11", "is too large"),
     Broken("negative", "4096", "-1", "10:11", "calibration.tokens is -1; it must be at least 1"),
     Broken("multiple", "16\n", "5000\n", "7:16", "multiple_of is 5000; it must be from 1 to 4096"),
     Broken("less than a window", "4096", "63", "10:11", "at least sequence_length (64)"),
     Broken("future version", "n: 1", "n: 2", "1:17", "schema_version is 2; it must be 1"),
     Broken("enum", "bfloat16", "bf16", "2:31", "bfloat16, float16 or float32", "mean bfloat16?"),
+    Broken("other name", "{kind: hf}", "{kind: huggingface}", "13:17", "be hf, vllm", "mean hf?"),
+    Broken(
+        "name of a device",
+        "schema_version: 1",
+        "schema_version: 1\nresources: {device: gpu}",
+        "2:21",
+        "must be auto, cpu or cuda",
+        "mean cuda?",
+    ),
     Broken("empty text", '"def f("', '""', "16:24", "a string that is not empty"),
     Broken("empty list", "[{kind: hf}]", "[]", "13:9", "is an empty list; it must be a list of"),
     Broken(
@@ -287,6 +298,17 @@ def test_a_file_that_cannot_be_read_gets_one_sentence(recipe: Path) -> None:
     assert "not a regular file" in pipe.message
     (endless,) = mistakes(folder / ("x" * 5000))
     assert "cannot be read" in endless.message
+
+
+def test_a_misspelt_name_of_a_shipped_recipe_is_told_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (near,) = mistakes(Path("quikstart"))
+    assert near.hint == "did you mean quickstart?"
+    (far,) = mistakes(Path("zebra"))
+    assert "the recipes that ship with prunec: " in (far.hint or "")
+    assert "llama70b_50" in (far.hint or "")
 
 
 def test_several_mistakes_are_told_at_once_in_reading_order(recipe: Path) -> None:

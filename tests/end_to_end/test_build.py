@@ -169,7 +169,30 @@ def test_plan_names_the_steps_that_a_build_stores(built: Path, recipe: Path, pru
     assert manifest["steps"] == steps
     assert {path.name for path in (built / ".store").iterdir()} == set(steps.values())
     # The plan that travels with the weights is that one too.
-    assert json.loads((built / "hf" / "prunec" / "plan.json").read_text("utf-8")) == planned
+    travelling = json.loads((built / "hf" / "prunec" / "plan.json").read_text("utf-8"))
+    assert travelling == {name: planned[name] for name in travelling}
+    assert travelling["steps"]
+
+
+def test_a_plan_as_json_says_what_its_table_says(recipe: Path, prunec: Run) -> None:
+    read = prunec("plan", recipe, "--set", "target.layout=uniform").stdout
+    plan = json.loads(prunec("plan", recipe, "--set", "target.layout=uniform", "--json").stdout)
+    model, alike = plan["model"], plan["target"]["uniform"]
+    # Three layers of four query heads on two KV heads of 16, hidden 64, FFN 96, at bfloat16.
+    attention, mlp = (4 + 2 + 2 + 4) * 16 * 64, 3 * 64 * 96
+    assert model["prunable_parameters"] == 3 * (attention + mlp)
+    assert model["kv_bytes_per_token"] == 3 * 2 * 2 * 16 * 2
+    assert model["weight_bytes"] == 2 * model["parameters"]
+    assert len(alike["layers"]) == 3
+    assert alike["parameters"] < model["parameters"]
+    for said in (
+        f"{model['parameters']:,} parameters, {model['prunable_parameters']:,} of them prunable",
+        "3 layers, 4 query heads on 2 KV heads, FFN 96, 384 KV bytes/token",
+        f"target: {plan['target']['words']}, layout uniform, method {plan['method']}",
+        f"placement: {plan['placement']['words']}",
+        f"{plan['total']['token_forwards']:,}",
+    ):
+        assert said in read, said
 
 
 def test_planning_a_large_model_takes_neither_network_nor_torch(prunec_process: Run) -> None:

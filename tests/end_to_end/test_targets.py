@@ -90,6 +90,24 @@ def test_no_more_is_written_than_was_asked_for(
         assert all(layer["ffn"] == 96 for layer in found["layers"])
 
 
+@pytest.mark.parametrize(
+    ("layout", "multiple", "said"),
+    [
+        ("per_layer", 96, "MLPs can only stay whole or go whole"),
+        ("uniform", 96, "MLPs can only stay whole"),
+        ("per_layer", 95, ""),
+    ],
+)
+def test_a_plan_warns_of_a_multiple_that_leaves_mlps_nothing_between(
+    layout: str, multiple: int, said: str, recipe: Path, prunec: Run
+) -> None:
+    size = target("sparsity: 0.2", layout, multiple)
+    done = prunec("plan", recipe, *options(size, "export=[{kind: hf}]", "validate=null"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip().endswith(said)
+    assert ("FFN is 96 wide" in done.stderr) == bool(said)
+
+
 @pytest.mark.parametrize("size", ["parameters: 90000", "kv_bytes_per_token: 192", "speedup"])
 def test_a_search_stays_under_the_ceiling(
     size: str, recipe: Path, prunec: Run, table: Path, tmp_path: Path
