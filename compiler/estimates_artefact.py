@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prunec.compiler.estimates import FLOAT32, PROCESS_BYTES, Sizes, Windows, total_work
 from prunec.compiler.model.layout import Layout, total_parameters
 from prunec.compiler.model.placement import Placement
@@ -118,7 +120,13 @@ def measurement(
     return estimate
 
 
-def elsewhere(sizes: Sizes, *weights: int) -> Estimate:
-    """Models that are opened as wholes at the same time, each in a process of its own."""
-    held = sum(weights) + len(weights) * PROCESS_BYTES
-    return lambda placement: sizes.peak(held, work={Work.READ: sum(weights)})
+def elsewhere(sizes: Sizes, *weights: int, ranks: int = 1) -> Estimate:
+    """Models that are opened as wholes at the same time, each in a process of its own; on GPUs each
+    is split over so many ranks."""
+    held, processes = sum(weights), len(weights) * PROCESS_BYTES
+
+    def estimate(placement: Placement) -> Cost:
+        cost = sizes.peak(held + processes, work={Work.READ: held})
+        return replace(cost, gpu_bytes=held // ranks + processes)
+
+    return estimate

@@ -145,7 +145,9 @@ def _add_tasks(
     }
     for backend in dict.fromkeys(tasks.backends):
         made = artefacts["vllm"] if backend == "vllm" else _opened(steps, artefacts)
-        params = settings | {"backend": backend}
+        split = _split(steps, made) if backend == "vllm" else {}
+        ranks = split.get("tensor_parallel", 1)
+        params = settings | {"backend": backend} | split
         why = f"answers to {len(tasks.names)} of lm-eval's tasks, by {backend}"
         steps.add(
             f"tasks-dense-{backend}",
@@ -153,7 +155,7 @@ def _add_tasks(
             f"the dense model's {why}",
             params,
             {},
-            elsewhere(steps.sizes, steps.sizes.dense_bytes),
+            elsewhere(steps.sizes, steps.sizes.dense_bytes, ranks=ranks),
         )
         steps.add(
             f"tasks-pruned-{backend}",
@@ -161,7 +163,7 @@ def _add_tasks(
             f"the artefact's {why}",
             params,
             {"artefact": made},
-            elsewhere(steps.sizes, kept),
+            elsewhere(steps.sizes, kept, ranks=ranks),
         )
 
 
@@ -188,14 +190,24 @@ def _add_speed(
         inputs = {"artefact": artefacts[runtime]}
         if runtime == "onnx":
             inputs["dense"] = DENSE_ONNX
+        split = _split(steps, artefacts[runtime]) if runtime == "vllm" else {}
         steps.add(
             f"speed-{runtime}",
             "speed",
             f"both models in {runtime}, taking turns",
-            steps.model | settings | {"runtime": runtime},
+            steps.model | settings | {"runtime": runtime} | split,
             inputs,
-            elsewhere(steps.sizes, steps.sizes.dense_bytes, kept),
+            elsewhere(
+                steps.sizes, steps.sizes.dense_bytes, kept, ranks=split.get("tensor_parallel", 1)
+            ),
         )
+
+
+def _split(steps: PlanBuilder, name: str) -> dict[str, int]:
+    """Over how many GPUs vLLM splits the artefact of a step, and the dense model beside it."""
+    made = next(step for step in steps.steps if step.name == name)
+    ranks = int(made.params.get("tensor_parallel", 1))
+    return {"tensor_parallel": ranks} if ranks > 1 else {}
 
 
 def _runs(validation: Validation, runtime: str) -> bool:

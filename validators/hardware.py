@@ -56,6 +56,15 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def ranks_here(wanted: int) -> int:
+    """Over how many GPUs of this machine a model is split that was made for `wanted` of them: the
+    largest divisor that there are GPUs for, and one where there is none."""
+    there = torch.cuda.device_count()
+    return max(
+        ranks for ranks in range(1, wanted + 1) if wanted % ranks == 0 and ranks <= max(1, there)
+    )
+
+
 def cores() -> int:
     """Processor cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):

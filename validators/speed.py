@@ -60,6 +60,7 @@ class SpeedSettings:
     clock: of Python's `time`, what turns are timed by; CPU time is steadier where others use the
         machine too, and means little with a GPU or with several threads
     timeout: seconds that loading a model, or one turn, may take
+    tensor_parallel: GPUs that vLLM splits each model over, where there are as many
     trust_remote_code: run the modeling file of a folder that needs its own
     engine: options of vLLM's `LLM`, over those that are chosen here
 
@@ -76,6 +77,7 @@ class SpeedSettings:
     threads: int | None = None
     clock: Clock = "perf_counter"
     timeout: float = 900.0
+    tensor_parallel: int = 1
     trust_remote_code: bool = True
     engine: Mapping[str, Any] = field(default_factory=dict)
 

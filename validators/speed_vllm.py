@@ -17,6 +17,7 @@ from vllm import LLM, SamplingParams
 from vllm.plugins import load_general_plugins
 
 from prunec.validators.errors import ValidationError
+from prunec.validators.hardware import ranks_here
 
 #: Tokens of a cache block at most: what a text's last block may waste.
 _BLOCK = 256
@@ -49,6 +50,7 @@ class _Runner:
             "gpu_memory_utilization": 0.4,
             # On a processor, compiling a model takes a minute.
             "enforce_eager": not torch.cuda.is_available(),
+            "tensor_parallel_size": ranks_here(settings["tensor_parallel"]),
         }
         self.engine = LLM(str(folder), **{**options, **settings["engine"]}).llm_engine
         self.vocab_size = int(self.engine.model_config.get_vocab_size())

@@ -18,6 +18,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.utils import handle_non_serializable
 from transformers import CONFIG_MAPPING
 
+from prunec.validators.hardware import ranks_here
 from prunec.validators.loading import open_model
 from prunec.validators.task_metrics import score_of
 from prunec.validators.task_scores import TaskScore, TaskScores, describe
@@ -154,6 +155,7 @@ def _open(request: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
             "trust_remote_code": trust and config.get("model_type") not in CONFIG_MAPPING,
             "seed": request["seed"],
             "enforce_eager": not on_gpu,  # on a processor, compiling a model takes a minute
+            "tensor_parallel_size": ranks_here(request["tensor_parallel"]),
         }
         return get_model("vllm")(**arguments, batch_size="auto"), arguments
     arguments |= {"max_length": request["max_length"], "trust_remote_code": trust}

@@ -54,6 +54,7 @@ class TaskSettings:
     batch_size: sequences at once in `hf`; vLLM schedules by itself
     dtype: a name of torch's, as `bfloat16`
     max_length: tokens at most, None for what the model allows; longer items lose their beginning
+    tensor_parallel: GPUs that vLLM splits a model over, where there are as many
     trust_remote_code: run the code that a model folder brings for its architecture
     """
 
@@ -66,6 +67,7 @@ class TaskSettings:
     batch_size: int = 16
     dtype: str = "float32"
     max_length: int | None = None
+    tensor_parallel: int = 1
     trust_remote_code: bool = False
 
 

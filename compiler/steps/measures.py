@@ -147,6 +147,7 @@ def task_settings(
         batch_size=params["batch_size"],
         dtype=params["dtype"],
         max_length=params["max_length"],
+        tensor_parallel=params.get("tensor_parallel", 1),
         trust_remote_code=trust_remote_code,
     )
 
@@ -179,6 +180,7 @@ def run_speed(context: Context, step: Step, entry: Entry, progress: Progress) ->
         pairs=params["pairs"],
         dtype=params["dtype"],
         seed=0,
+        tensor_parallel=params.get("tensor_parallel", 1),
         trust_remote_code=brings_only_our_code(dense) and brings_only_our_code(pruned),
     )
     results = speed.measure_speed(

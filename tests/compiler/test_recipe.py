@@ -20,6 +20,7 @@ from prunec.compiler.recipe import (
     Recipe,
     TextSource,
     TyrMethod,
+    VllmExport,
     recipe_schema,
     render_schema,
 )
@@ -49,7 +50,17 @@ def recipe(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_every_shipped_recipe_loads(path: Path) -> None:
     assert path.read_text().startswith("# yaml-language-server: $schema=recipe.schema.json\n")
-    assert load_recipe(path).export[0].kind == "hf"
+    assert load_recipe(path).export
+
+
+def test_the_recipe_of_a_large_model_ends_served_and_gated() -> None:
+    """What the first user asked for: half of 70B in vLLM, its accuracy and its speed gated."""
+    recipe = load_recipe(next(path for path in SHIPPED if path.stem == "llama70b_50"))
+    (export,), judged = recipe.export, recipe.validation
+    assert isinstance(export, VllmExport) and export.tensor_parallel > 1
+    assert judged and judged.tasks and judged.tasks.min_recovery
+    assert judged.tasks.backends == ["vllm"]
+    assert judged.speed and judged.speed.min_speedup["vllm"].decode
 
 
 def test_there_are_shipped_recipes() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from prunec.compiler import available, resources
 from prunec.compiler.diagnostics import BuildError, UserError
@@ -17,13 +18,16 @@ from prunec.compiler.recipe_file import load_recipe
 from prunec.compiler.store import Store
 from prunec.compiler.subject import subject_for_plan
 from prunec.recipes import folder
+from prunec.validators.hardware import ranks_here
 
 GIB = 2**30
 LLAMA = folder() / "llama70b_50.yaml"
 
 
 def planned(*settings: str) -> Planned:
-    return plan_recipe(LLAMA, ["resources={}", *settings], subject_for_plan)
+    # Tasks and speed hold whole models, wherever the work of the build lies.
+    streamed = ["validate.tasks=null", "validate.speed=null"]
+    return plan_recipe(LLAMA, ["resources={}", *streamed, *settings], subject_for_plan)
 
 
 def mistake(*settings: str) -> str:
@@ -165,3 +169,25 @@ def test_the_tightest_control_group_says_how_much_memory_there_is(
     (root / "outer" / name).write_text("5000000\n")
     assert available.memory(proc, cgroup) == 5_000_000
     assert available.memory(tmp_path, cgroup) is None  # not Linux
+
+
+def test_models_that_vllm_splits_over_gpus_take_a_share_of_each() -> None:
+    recipe = plan_recipe(LLAMA, [], subject_for_plan).plan
+    alone = plan_recipe(
+        LLAMA, ["export.0.tensor_parallel=1", "resources={device: cuda}"], subject_for_plan
+    ).plan
+    for name in ("tasks-dense-vllm", "tasks-pruned-vllm", "speed-vllm"):
+        assert recipe.step(name).params["tensor_parallel"] == 4
+        assert "tensor_parallel" not in alone.step(name).params
+        split, whole = recipe.step(name).cost.gpu_bytes, alone.step(name).cost.gpu_bytes
+        assert whole / 4 < split < whole / 3.5, name
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "ranks"), [(4, 4, 4), (4, 3, 2), (4, 8, 4), (6, 4, 3), (4, 0, 1)]
+)
+def test_a_machine_with_fewer_gpus_splits_over_a_divisor(
+    wanted: int, there: int, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    assert ranks_here(wanted) == ranks
