@@ -13,6 +13,7 @@ from prunec.compiler import driver
 from prunec.compiler.allocator import give_back_at_once
 from prunec.compiler.diagnostics import BuildError
 from prunec.compiler.model.placement import ROOMY, Placement
+from prunec.compiler.output_folder import SCRATCH
 from prunec.compiler.passes.workers import ALONE, Workers
 from prunec.compiler.placing import Limits
 from prunec.compiler.planned import Planned, placed
@@ -95,7 +96,7 @@ def _context(
         plan=planned.plan,
         store=store,
         device=device,
-        placement=replace(placement, scratch=output / driver.SCRATCH),
+        placement=replace(placement, scratch=output / SCRATCH),
         workers=workers,
         limits=limits,
     )

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -23,6 +22,13 @@ from prunec.compiler.calibration.sources import SourceError
 from prunec.compiler.diagnostics import BuildError
 from prunec.compiler.measured import FinishedStep
 from prunec.compiler.model.errors import ModelError
+from prunec.compiler.output_folder import (
+    REPORT,
+    SCRATCH,
+    OutputFolder,
+    old_folder,
+    partial_folder,
+)
 from prunec.compiler.peak import forget_peak, peak_rss_bytes
 from prunec.compiler.plan import Step
 from prunec.compiler.progress import Narrator
@@ -30,31 +36,24 @@ from prunec.compiler.reporting import report_of
 from prunec.compiler.steps import RUNNERS
 from prunec.compiler.steps.context import Context, Summary
 from prunec.compiler.steps.export import (
-    CARD,
     describe_source,
     export_is_intact,
+    export_is_of,
     folder_digests,
-    old_folder,
-    partial_folder,
 )
 from prunec.compiler.steps.finalists import finalists_in_words
-from prunec.compiler.steps.measures import LM_EVAL
 from prunec.compiler.steps.recover import recovered_in_words
 from prunec.compiler.steps.tune import tuned_in_words
-from prunec.compiler.store import Entry, LostResultError, write_text
+from prunec.compiler.store import Entry, LostResultError, file_sha256, write_text
 from prunec.compiler.subject import stamps
 from prunec.compiler.verdict import is_lost
 from prunec.exporters import EXPORTERS
 from prunec.exporters.card import with_section
 from prunec.validators.card import TITLE, measured_section
 from prunec.validators.errors import ValidationError
-from prunec.validators.report import append_step_summary, write_report
+from prunec.validators.manifest import CARD, MANIFEST
+from prunec.validators.report import LM_EVAL, append_step_summary, write_report
 from prunec.validators.results import Report
-
-MANIFEST = "manifest.json"
-
-#: Where a build's files without a name lie while it runs.
-SCRATCH = ".scratch"
 
 #: Kinds of steps that all workers do together; all others are the first one's.
 SHARED = ("supernet", "resolve", "search")
@@ -73,13 +72,16 @@ def build(
     `name` is the recipe's, `command` what makes the same again; `fresh` forgets what earlier builds
     have stored. One build at a time works on an output folder.
     """
+    place = OutputFolder(context.output, context.store.root)
     try:
+        place.check_place()
         context.output.mkdir(parents=True, exist_ok=True)
         with locked(context.output):
-            _check_ours(context)
+            place.check(*_exports(context, fresh=fresh))
             _remove_leftovers(context.output)
             if fresh:
                 context.store.clear()
+            context.store.root.mkdir(exist_ok=True)
             watch = Watch(context)
             context.workers.tell({}, {"plan": context.plan.fingerprint}, 0)
             done = _run_all(context, narrator, watch)
@@ -106,19 +108,15 @@ def locked(output: Path) -> FileLock:
     return lock
 
 
-def _check_ours(context: Context) -> None:
-    """Exports replace folders, but never one in a place where no build has been."""
-    if context.store.root.exists() or (context.output / MANIFEST).exists():
-        return
-    for step in context.plan.steps:
-        if step.kind != "export":
-            continue
-        folder = context.artefact(step)
-        if folder.exists():
-            raise BuildError(
-                f"{folder} exists, and is not of a build; it would be replaced",
-                hint="choose another --output, or move it away",
-            )
+def _exports(context: Context, *, fresh: bool) -> tuple[list[str], list[str]]:
+    """The kinds of exports that a build writes, and those of them that it has written already."""
+    steps = [step for step in context.plan.steps if step.kind == "export"]
+    kept = []
+    for step in () if fresh else steps:
+        saved = context.store.entry(step.fingerprint).record()
+        if saved and export_is_of(context, saved["found"]):
+            kept.append(step.params["kind"])
+    return [step.params["kind"] for step in steps], kept
 
 
 class Watch:
@@ -189,6 +187,8 @@ def _run(
     watch.check()  # an export that is found intact is not replaced by one of another model
     if step.kind == "export":
         (context.output / MANIFEST).unlink(missing_ok=True)
+        if (there := context.artefact(step)).exists():
+            narrator.say(f"{label}: replaces {there}, which an earlier build wrote")
     began = time.monotonic()
     forget_peak()
     try:
@@ -319,25 +319,24 @@ def _publish(context: Context, name: str, report: Report, done: Mapping[str, Fin
     for step in exports:
         if step not in exported:  # given up: an earlier build's would pass for this one's
             shutil.rmtree(context.artefact(step), ignore_errors=True)
-    (output / "report").mkdir(exist_ok=True)
-    write_report(report, output / "report")
-    shutil.rmtree(output / "report" / LM_EVAL, ignore_errors=True)
+    told = write_report(report, output / REPORT)
+    shutil.rmtree(output / REPORT / LM_EVAL, ignore_errors=True)
     for step in context.plan.steps:
         if step.kind == "tasks" and step.name in done:
             written = context.store.entry(step.fingerprint).folder / LM_EVAL
-            copy = output / "report" / LM_EVAL / step.name.removeprefix("tasks-")
+            copy = output / REPORT / LM_EVAL / step.name.removeprefix("tasks-")
             if written.is_dir():
                 shutil.copytree(written, copy)
+    told += [path for path in (output / REPORT / LM_EVAL).rglob("*") if path.is_file()]
     for step in exported:
         _tell_in_card(context.artefact(step) / CARD, report)
-    folders = [*(step.params["kind"] for step in exported), "report"]
-    files: dict[str, Any] = {
-        f"{folder}/{path}": {
-            "sha256": sha256,
-            "bytes": (output / folder / path).stat().st_size,
-        }
-        for folder in folders
-        for path, sha256 in folder_digests(output / folder).items()
+    digests = {path: file_sha256(path) for path in told}
+    for step in exported:
+        folder = context.artefact(step)
+        digests |= {folder / path: sha256 for path, sha256 in folder_digests(folder).items()}
+    files = {
+        path.relative_to(output).as_posix(): {"sha256": sha256, "bytes": path.stat().st_size}
+        for path, sha256 in digests.items()
     }
     manifest = {
         "fingerprint": context.plan.fingerprint,

@@ -4,6 +4,7 @@ the machine itself."""
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 RESTLESS = 0.2
 
 _TABLE = Path("latency.json")
+
+#: What only a latency table and a machine's profile have at their tops.
+_OF_A_TABLE = frozenset({"format", "prefill", "decode"})
+_OF_A_MACHINE = frozenset({"measured_on", "rates"})
 _DTYPES = get_args(ModelSpec.model_fields["dtype"].annotation)
 
 
@@ -48,7 +53,7 @@ def profile_machine(
         raise UserError(
             Diagnostic("--machine measures no model", hint=f"leave out {shlex.quote(str(model))}")
         )
-    _check_folder("--machine", destination)
+    _check_place("--machine", destination, _OF_A_MACHINE)
     with leaving_at_once():
         from prunec.compiler import machine_profiler
         from prunec.compiler.profiler import find_device
@@ -78,7 +83,7 @@ def profile_model(
 
     UserError where there is no such model, device or folder.
     """
-    _check_folder("--output", asked.output)
+    _check_place("--output", asked.output, _OF_A_TABLE)
     with leaving_at_once():
         from prunec.compiler.planned import placed
         from prunec.compiler.profiler import find_device, profile
@@ -105,9 +110,25 @@ def profile_model(
     return facts, latency, said
 
 
-def _check_folder(option: str, file: Path) -> None:
+def _check_place(option: str, file: Path, keys: frozenset[str]) -> None:
+    """UserError where a file cannot be written, or would replace one that no profile wrote; keys:
+    those that such a file has."""
     if not file.absolute().parent.is_dir():
         raise UserError(Diagnostic(f"{option}: there is no folder {file.parent}"))
+    if not file.exists():
+        return
+    try:
+        ours = keys <= json.loads(file.read_bytes()).keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        ours = False
+    if not ours:
+        raise UserError(
+            Diagnostic(
+                f"{option}: {file} exists, and is no profile that prunec wrote; it would be "
+                "replaced",
+                hint="give another file, or move it away",
+            )
+        )
 
 
 def is_model(argument: Path) -> bool:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from prunec.compiler import build_command
 from prunec.compiler.diagnostics import BuildError, UserError
-from prunec.compiler.driver import MANIFEST, locked
+from prunec.compiler.driver import locked
+from prunec.compiler.output_folder import STORE, OutputFolder, check_sweep_place
 from prunec.compiler.progress import Narrator
 from prunec.compiler.store import Store
 from prunec.compiler.sweep_command import PlannedPoint, for_all_points
@@ -32,11 +33,12 @@ def build_points(
     sweep at a time works on an output folder. BuildError for what concerns all points, UserError
     before any is built for measurements that cannot be made here.
     """
-    store = Store(output / ".store")
+    store = Store(output / STORE)
     try:
+        check_sweep_place(output)
         output.mkdir(parents=True, exist_ok=True)
         with locked(output):
-            _check_ours(points, output, store)
+            _check_places(points, output, store)
             _check_measurable(points, store, fresh)
             if fresh:
                 store.clear()
@@ -67,6 +69,13 @@ def _build(
     return SweepPoint(point.label, point.folder, report, settings=point.settings)
 
 
+def _check_places(points: Sequence[PlannedPoint], output: Path, store: Store) -> None:
+    """Every point's folder is looked at before one is built."""
+    for planned in points:
+        exports = [export.kind for export in planned.planned.recipe.export]
+        OutputFolder(output / planned.point.folder, store.root).check(exports, exports)
+
+
 def _check_measurable(points: Sequence[PlannedPoint], store: Store, fresh: bool) -> None:
     """What points ask for alike is looked at once."""
     found: dict[str, UserError | None] = {}
@@ -84,16 +93,3 @@ def _check_measurable(points: Sequence[PlannedPoint], store: Store, fresh: bool)
             raise mistake
 
     for_all_points(points, look, lambda planned: planned.point)
-
-
-def _check_ours(points: Sequence[PlannedPoint], output: Path, store: Store) -> None:
-    """Exports replace folders, but never in a place where no sweep has been."""
-    if store.root.exists():
-        return
-    for planned in points:
-        folder = output / planned.point.folder
-        if folder.exists() and not (folder / MANIFEST).exists():
-            raise BuildError(
-                f"{folder} exists, and is not of a build; it would be replaced",
-                hint="choose another --output, or move it away",
-            )

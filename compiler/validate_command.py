@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from prunec.compiler.diagnostics import BuildError, Diagnostic, RecipeProblemErr
 from prunec.compiler.estimates import light
 from prunec.compiler.model.headers import read_json
 from prunec.compiler.model.layout import LayerSpec, plain_layout
+from prunec.compiler.output_folder import STORE, OutputFolder
 from prunec.compiler.plan import Plan, digest
 from prunec.compiler.plan_builder import PlanBuilder, Subject
 from prunec.compiler.plan_measures import add_measurements
@@ -82,10 +84,16 @@ def write_default_recipe(given: Given, against: str | None, output: Path) -> Pat
         "export": [{"kind": kind} for kind in given.folders],
         "validate": dict(DEFAULT),
     }
-    path = output / "recipe.yaml"
+    path, text = output / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False)
     try:
+        OutputFolder(output, output / STORE).check((), ())
+        if path.exists() and path.read_bytes() != text.encode():
+            raise BuildError(
+                f"{path} is not what validate would write; it would be replaced",
+                hint=f"give it as --recipe {shlex.quote(str(path))}, or move it away",
+            )
         output.mkdir(parents=True, exist_ok=True)
-        write_text(path, yaml.safe_dump(recipe, sort_keys=False))
+        write_text(path, text)
     except OSError as error:
         raise BuildError(f"{path} cannot be written: {error.strerror}") from None
     return path

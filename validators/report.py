@@ -31,6 +31,8 @@ from prunec.validators.results import (
 from prunec.validators.tables import render_table
 
 __all__ = [
+    "LM_EVAL",
+    "REPORT_FILES",
     "CompletionResult",
     "Cost",
     "Divergence",
@@ -49,6 +51,11 @@ __all__ = [
     "render_table",
     "write_report",
 ]
+
+#: All that a report may be made of, the one first that is written first. Beside these lies what
+#: lm-eval wrote, in a folder.
+REPORT_FILES = ("report.json", "report.md", "report.html", "junit.xml", *PICTURE_FILES)
+LM_EVAL = "lm-eval"
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:

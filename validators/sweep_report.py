@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _PICTURES = ("front.svg", "front.png")
 
+#: All that a sweep may write of its own, the one first that is written first.
+SWEEP_FILES = ("sweep.json", "sweep.md", "sweep.html", *_PICTURES)
+
 
 def write_sweep(result: SweepResult, folder: Path) -> list[Path]:
     """Write sweep.json, sweep.md, sweep.html, and front.svg and front.png. Returns the paths.

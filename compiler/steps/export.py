@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from prunec.compiler.layer_store import load_cut
 from prunec.compiler.model.layout import dense_layout, layout_from_plain, tensor_shapes
+from prunec.compiler.output_folder import old_folder, partial_folder
 from prunec.compiler.plan import Step, digest
 from prunec.compiler.plan_texts import plain_source
 from prunec.compiler.steps.context import Context, Progress, Summary
@@ -23,10 +24,7 @@ from prunec.compiler.store import Entry, LostResultError, file_sha256, sync_tree
 from prunec.exporters import exporter_for
 from prunec.exporters.artefact import Provenance
 from prunec.exporters.hf import model_config
-from prunec.validators.manifest import LISTING
-
-#: An artefact's model card, which is its users' to edit.
-CARD = "README.md"
+from prunec.validators.manifest import CARD, LISTING
 
 
 def run_export(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
@@ -200,16 +198,6 @@ def describe_source(source: dict[str, Any]) -> str:
     return f"{source['kind']} ({', '.join(rest)})" if rest else str(source["kind"])
 
 
-def partial_folder(output: Path, kind: str) -> Path:
-    """Where an export is written before it gets its name."""
-    return output / f".{kind}.partial"
-
-
-def old_folder(output: Path, kind: str) -> Path:
-    """Where an earlier export is set aside while the new one takes its place."""
-    return output / f".{kind}.old"
-
-
 def replace_folder(partial: Path, final: Path, old: Path) -> None:
     """Put a finished folder in its place; what was there is removed last."""
     shutil.rmtree(old, ignore_errors=True)
@@ -225,12 +213,15 @@ def folder_digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
 
 
-def export_is_intact(context: Context, step: Step, found: Summary) -> bool:
-    """Whether the output folder still holds what a finished export wrote, of the same recipe.
+def export_is_of(context: Context, found: Summary) -> bool:
+    """Whether a finished export is of this very recipe. The fingerprint covers the weights; the
+    recipe and the plan lie beside them."""
+    return bool(found.get("provenance") == _provenance_digest(context))
 
-    The fingerprint covers the weights; the recipe and the plan lie beside them.
-    """
-    if found.get("provenance") != _provenance_digest(context):
+
+def export_is_intact(context: Context, step: Step, found: Summary) -> bool:
+    """Whether the output folder still holds what a finished export wrote, of the same recipe."""
+    if not export_is_of(context, found):
         return False
     written: dict[str, str] = found["files"]
     there = folder_digests(context.output / step.params["kind"])

@@ -29,13 +29,11 @@ from prunec.validators.divergence import Reference
 from prunec.validators.hardware import hardware
 from prunec.validators.loading import LoadedModel, open_model
 from prunec.validators.perplexity import TextMeasurement, measure_text
+from prunec.validators.report import LM_EVAL
 from prunec.validators.tokenizers import tokenizer_difference
 
 #: Windows of every text that an artefact's tokenizer has to read as the dense model's does.
 _READ = 8
-
-#: What a folder of lm-eval's own files is called in a step's result, and in a report.
-LM_EVAL = "lm-eval"
 
 
 def artefact_folder(context: Context, step: Step, role: str = "artefact") -> Path:

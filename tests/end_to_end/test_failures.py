@@ -129,6 +129,41 @@ def test_an_export_never_replaces_what_prunec_did_not_write(
     assert mine.read_text() == "mine"
 
 
+def test_a_model_folder_is_left_as_it_is_by_every_command(
+    recipe: Path, prunec: Run, tiny_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_llama(), tmp_path / "model")
+    (model / "manifest.json").write_text("{}")
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    sweep = ("sweep", recipe, "--set", "target.sparsity=0.25,0.5")
+    validate = ("validate", tiny_llama(), "--against", tiny_llama())
+    for command in (("build", recipe), validate, sweep):
+        assert "is a model folder" in told(prunec(*command, "--output", model))
+    assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
+
+
+def test_files_that_a_user_has_edited_are_not_replaced(
+    built: Path, recipe: Path, prunec: Run, tiny_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    output = shutil.copytree(built, tmp_path / "copy")
+    card = output / "hf" / "README.md"
+    card.write_text("My own words.")
+    other = ("--set", "target.sparsity=0.3")
+    assert "README.md was edited" in told(prunec("build", recipe, "--output", output, *other))
+    assert card.read_text() == "My own words."
+    judged = tmp_path / "judged"
+    validate = ("validate", tiny_llama(), "--against", tiny_llama(), "--output", judged)
+    judged.mkdir()
+    (judged / "recipe.yaml").write_text("mine: 1")
+    assert "recipe.yaml" in told(prunec(*validate))
+    assert (judged / "recipe.yaml").read_text() == "mine: 1"
+    for option in ("--output", "--machine"):
+        model = [tiny_llama()] if option == "--output" else []
+        done = prunec("profile", *model, option, card)
+        assert done.returncode == 2 and "is no profile that prunec wrote" in done.stderr
+    assert card.read_text() == "My own words."
+
+
 def test_what_lies_beside_the_output_is_left_alone(
     built: Path, recipe: Path, prunec: Run, tmp_path: Path
 ) -> None:
