@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from prunec.validators.blocks import Block, Paragraph, Section
+from prunec.validators.escaping import fenced, sentence
 from prunec.validators.markdown import markdown_blocks
 from prunec.validators.results import Report
 from prunec.validators.sections_of_quality import comparison, tasks, texts
@@ -19,14 +20,14 @@ TITLE = "Measured"
 def measured_section(report: Report) -> str:
     """The section's text, in Markdown, without its heading."""
     parts = [f"**{verdict(report).capitalize()}.** {verdict_sentence(report)}"]
-    parts += ["\n".join(f"- {gate.verdict}: {gate.message}" for gate in report.gates)]
+    parts += ["\n".join(f"- {gate.verdict}: {sentence(gate.message)}" for gate in report.gates)]
     for make in (comparison, _tuning, _recovery, texts, tasks, speed, footprint, parity):
         if section := make(report):
             parts += [f"### {section.title}", markdown_blocks(section.blocks)]
     if report.speeds:  # all else is the same on every machine
         said = "; ".join(f"{name} {value}" for name, value in report.hardware.items())
-        parts.append(f"Measured on: {said}.")
-    parts.append(f"To make and measure it again:\n\n```\n{report.command}\n```")
+        parts.append(sentence(f"Measured on: {said}."))
+    parts += ["To make and measure it again:", fenced(report.command)]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,8 @@ from prunec.validators.blocks import (
     Section,
     Table,
 )
+from prunec.validators.escaping import code_cell, fenced, inline, sentence
 from prunec.validators.sections import sections
-from prunec.validators.units import printable
 from prunec.validators.verdicts import headline, verdict_sentence
 
 if TYPE_CHECKING:
@@ -44,8 +43,8 @@ def markdown_page(
 ) -> str:
     """A page: sentences under its heading, pairs of a verdict and its sentence, then sections."""
     shown = {picture.name: _picture(picture) for picture in pictures}
-    parts = [f"# {_line(heading)}", *map(_line, lede)]
-    parts.append("\n".join(f"- {_mark(word)}{_line(message)}" for word, message in findings))
+    parts = [f"# {sentence(heading)}", *map(sentence, lede)]
+    parts.append("\n".join(f"- {_mark(word)}{sentence(message)}" for word, message in findings))
     for section in sections:
         parts += [f"## {section.title}", markdown_blocks(section.blocks, shown)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -60,14 +59,13 @@ def markdown_blocks(blocks: Sequence[Block], shown: Mapping[str, str] | None = N
 
 def markdown_table(table: Table) -> str:
     """A table as GitHub shows it; its caption is left to the text around."""
-    heads = [_cell(column.title) for column in table.columns]
+    heads = [inline(column.title) for column in table.columns]
     rules = ["---:" if column.kind == "number" else "---" for column in table.columns]
     lines = [heads, rules]
     for place, row in enumerate(table.rows):
         cells = [_set(cell, column) for cell, column in zip(row, table.columns, strict=True)]
         if table.links and (link := table.links[place]):
-            words = cells[0].replace("[", "\\[").replace("]", "\\]")
-            cells[0] = f"[{words}]({link})"
+            cells[0] = f"[{cells[0]}]({link})"
         lines.append(cells)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -75,16 +73,16 @@ def markdown_table(table: Table) -> str:
 def _block(block: Block, shown: Mapping[str, str], *, captions: bool) -> list[str]:
     match block:
         case Paragraph(text):
-            return [_line(text)]
+            return [sentence(text)]
         case Table(caption):
-            return [f"{_line(caption)}:" if captions else "", markdown_table(block)]
+            return [f"{sentence(caption)}:" if captions else "", markdown_table(block)]
         case Code(label, text, language):
-            return [_line(label), _fence(text, language)]
+            return [sentence(label), fenced(text, language)]
         case Figure(name, bars):
-            return [shown.get(name, ""), _fence(bars) if bars else ""]
+            return [shown.get(name, ""), fenced(bars) if bars else ""]
         case Completions(prompt, dense, pruned):
             texts = (("Prompt:", prompt), ("Dense:", dense), ("Pruned:", pruned))
-            return [part for label, text in texts for part in (label, _fence(text))]
+            return [part for label, text in texts for part in (label, fenced(text))]
 
 
 def _mark(verdict: str) -> str:
@@ -94,35 +92,12 @@ def _mark(verdict: str) -> str:
 
 def _picture(picture: Picture) -> str:
     """The PNG, which every viewer shows; behind it the SVG, which can be enlarged and searched."""
-    words = _line(picture.description.replace("[", "(").replace("]", ")"))
+    words = sentence(picture.description.replace("[", "(").replace("]", ")"))
     return f"[![{words}]({picture.name}.png)]({picture.name}.svg)"
 
 
 def _set(cell: str, column: Column) -> str:
-    text = _cell(cell)
     if column.kind == "code":
-        return f"`{text}`" if "`" not in text else text
+        return code_cell(cell)
+    text = inline(cell)
     return f"**{text}**" if column.kind == "verdict" and text not in _WELL else text
-
-
-def _line(text: str) -> str:
-    """One line of text, which may be of a recipe or a model: of markup, only `code` is one."""
-    parts = re.split(r"(`[^`]+`)", _flat(text))
-    parts[::2] = [re.sub(r"([\\<*`\[\]])", r"\\\1", part) for part in parts[::2]]
-    return "".join(parts)
-
-
-def _cell(text: str) -> str:
-    """One line of text, which cannot end a table's cell."""
-    return _flat(text).replace("|", "\\|").replace("<", "\\<")
-
-
-def _flat(text: str) -> str:
-    return printable(" ".join(text.split()))
-
-
-def _fence(text: str, language: str = "") -> str:
-    """A code block, fenced with more backticks than the text has in a row."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{printable(text)}\n{fence}"
