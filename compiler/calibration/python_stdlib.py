@@ -71,12 +71,17 @@ _LEFT_OUT = frozenset(
 )
 
 
+def library() -> Path:
+    """The folder of the library of the interpreter that runs."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
 def files(split: str, root: Path | None = None) -> list[Path]:
     """The files of one split, sorted by path.
 
     `calibration` is everything that is held out of neither `search` nor `evaluation`.
     """
-    root = root or Path(sysconfig.get_paths()["stdlib"])
+    root = root or library()
     return [
         path for path in sorted(root.rglob("*.py")) if split_of(path.relative_to(root)) == split
     ]

@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from prunec.compiler.calibration import python_stdlib
 
 #: Files up to this size are identified by their content, larger ones by size and time.
 _HASHED_BYTES = 64 * 2**20
+
+#: Carries a row's number through the shuffling of a stream.
+_NUMBER = "__number__"
 
 #: Documents that a stream is shuffled within.
 _SHUFFLE_BUFFER = 10_000
@@ -29,15 +33,28 @@ class SourceError(Exception):
         self.hint = hint
 
 
-def documents(source: Mapping[str, Any], seed: int, base: Path) -> Iterator[str]:
+@dataclass(frozen=True)
+class Document:
+    """A document, or a piece of one that is long.
+
+    name: which one it is within its source, whatever the seed: a file, a row of a file, a piece
+    whole: the document ends here; behind the other pieces of one there belongs no end token
+    templated: a chat template has put special tokens into the text; none belong around it
+    """
+
+    text: str
+    name: str
+    whole: bool = True
+    templated: bool = False
+
+
+def documents(source: Mapping[str, Any], seed: int, base: Path) -> Iterator[Document]:
     """The documents of a source (a recipe's source section as data), shuffled by the seed.
 
     Relative `files` are relative to `base`.
     """
     fields = dict(source)
-    if "files" in fields:
-        fields["files"] = [base / name for name in fields["files"]]
-    return _READERS[fields.pop("kind")](seed=seed, **fields)
+    return _READERS[fields.pop("kind")](seed=seed, base=base, **fields)
 
 
 def identity(source: Mapping[str, Any], base: Path) -> str:
@@ -75,32 +92,37 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
 
 
-def _files(paths: Sequence[Path], seed: int) -> Iterator[str]:
-    shuffled = list(paths)
+def _files(names: Sequence[str], seed: int, base: Path) -> Iterator[Document]:
+    shuffled = list(names)
     random.Random(seed).shuffle(shuffled)
-    yield from map(_read_text, shuffled)
+    for name in shuffled:
+        yield Document(_read_text(base / name), name)
 
 
-def _python_stdlib(seed: int, split: str) -> Iterator[str]:
-    return _files(python_stdlib.files(split), seed)
+def _python_stdlib(seed: int, base: Path, split: str) -> Iterator[Document]:
+    root = python_stdlib.library()
+    names = [str(path.relative_to(root)) for path in python_stdlib.files(split, root)]
+    return _files(names, seed, root)
 
 
-def _text(seed: int, files: Sequence[Path]) -> Iterator[str]:
-    return _files(files, seed)
+def _text(seed: int, base: Path, files: Sequence[str]) -> Iterator[Document]:
+    return _files(files, seed, base)
 
 
-def _jsonl(seed: int, files: Sequence[Path], field: str) -> Iterator[str]:
+def _jsonl(seed: int, base: Path, files: Sequence[str], field: str) -> Iterator[Document]:
     """Lines are shuffled in memory: their offsets only, never their text."""
-    lines: list[tuple[Path, int]] = []
-    for path in files:
+    lines: list[tuple[str, int, int]] = []
+    for name in files:
+        path = base / name
         with _reading(path), path.open("rb") as file:
             offset = 0
-            for line in file:
+            for number, line in enumerate(file, 1):
                 if line.strip():
-                    lines.append((path, offset))
+                    lines.append((name, number, offset))
                 offset += len(line)
     random.Random(seed).shuffle(lines)
-    for path, offset in lines:
+    for name, number, offset in lines:
+        path = base / name
         with _reading(path), path.open("rb") as file:
             file.seek(offset)
             line = file.readline()
@@ -109,14 +131,19 @@ def _jsonl(seed: int, files: Sequence[Path], field: str) -> Iterator[str]:
         except (ValueError, KeyError, TypeError, RecursionError):
             text = None
         if not isinstance(text, str):
-            number = 1 + path.read_bytes()[:offset].count(b"\n")
             raise SourceError(f"{path}:{number}: no JSON object with a text field {field!r}")
-        yield text
+        yield Document(text, f"{name}:{number}")
 
 
 def _hub(
-    seed: int, dataset: str, config: str | None, split: str, field: str, revision: str | None
-) -> Iterator[str]:
+    seed: int,
+    base: Path,
+    dataset: str,
+    config: str | None,
+    split: str,
+    field: str,
+    revision: str | None,
+) -> Iterator[Document]:
     try:
         from datasets import load_dataset
     except ImportError:
@@ -125,20 +152,21 @@ def _hub(
         ) from None
     try:
         rows = load_dataset(dataset, config, split=split, revision=revision, streaming=True)
-        shuffled = rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
-        for row in shuffled:
+        numbered = rows.map(lambda row, number: row | {_NUMBER: number}, with_indices=True)
+        for row in numbered.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER):
+            number = row.pop(_NUMBER)
             if not isinstance(row.get(field), str):
                 raise SourceError(
                     f"data set {dataset} has no text field {field!r}",
                     hint=f"its fields: {', '.join(map(str, row))}",
                 )
-            yield row[field]
+            yield Document(row[field], f"row {number}")
     except (OSError, ValueError) as error:
         # What the library raises for an unknown name, a missing split and an absent network.
         raise SourceError(f"data set {dataset} cannot be read: {error}") from None
 
 
-_READERS: Mapping[str, Callable[..., Iterator[str]]] = {
+_READERS: Mapping[str, Callable[..., Iterator[Document]]] = {
     "python_stdlib": _python_stdlib,
     "text": _text,
     "jsonl": _jsonl,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from prunec.compiler.calibration.sources import SourceError
+from prunec.compiler.calibration.sources import Document, SourceError
 
 #: A pool this many times the windows asked for is cut before drawing, so that a sample spreads
 #: over more documents than it would fill.
@@ -16,7 +16,7 @@ _POOL = 4
 
 
 def draw_windows(
-    documents: Iterable[str],
+    documents: Iterable[Document],
     encode: Callable[[str], list[int]],
     end_id: int,
     *,
@@ -28,17 +28,19 @@ def draw_windows(
 ) -> Tensor:
     """[windows, length] int64: the windows from `skip` on of a random draw of `total` windows.
 
-    Documents are joined by `end_id` and cut into consecutive windows, of which the draw is a
-    sample. Calls that differ in `skip` and `windows` alone cut the same draw, so that two uses of
-    one source can be kept apart. Raises SourceError when the text is too short.
+    Documents are joined by `end_id`, which no piece of one has behind it that does not end it, and
+    cut into consecutive windows, of which the draw is a sample. Calls that differ in `skip` and
+    `windows` alone cut the same draw, so that two uses of one source can be kept apart. Raises
+    SourceError when the text is too short.
     """
     if skip + windows > total:
         raise ValueError(f"{skip} + {windows} windows are more than the draw's {total}")
     wanted = total * length
     ids: list[int] = []
-    for text in documents:
-        ids.extend(encode(text))
-        ids.append(end_id)
+    for document in documents:
+        ids.extend(encode(document.text))
+        if document.whole and not document.templated:
+            ids.append(end_id)
         if len(ids) >= _POOL * wanted:
             break
     pool = len(ids) // length

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from prunec.compiler.calibration import sources
-from prunec.compiler.calibration.sources import SourceError, documents, identity
+from prunec.compiler.calibration.sources import Document, SourceError, documents, identity
 
 
 def _jsonl(path: Path, lines: list[bytes]) -> Path:
@@ -24,7 +24,7 @@ def _row(text: str) -> bytes:
 
 
 def _read(source: dict[str, Any], base: Path, seed: int = 0) -> list[str]:
-    return list(documents(source, seed, base))
+    return [document.text for document in documents(source, seed, base)]
 
 
 # --- order ----------------------------------------------------------------------------------------
@@ -47,10 +47,27 @@ def test_a_seed_decides_the_order_and_loses_nothing(tmp_path: Path, kind: str) -
     assert first != texts and first != _read(source, tmp_path, seed=2)
 
 
+def test_a_document_has_one_name_whatever_the_seed(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.txt", "in/a.txt"):
+        (tmp_path / name).write_text(name)
+    _jsonl(tmp_path / "rows.jsonl", [b"\n", _row("one"), _row("two")])
+    for seed in range(3):
+        source: dict[str, Any] = {"kind": "text", "files": ["a.txt", "in/a.txt"]}
+        found = list(documents(source, seed, tmp_path))
+        assert {document.name: document.text for document in found} == {
+            "a.txt": "a.txt",
+            "in/a.txt": "in/a.txt",
+        }
+        source = {"kind": "jsonl", "files": ["rows.jsonl"], "field": "text"}
+        found = sorted(documents(source, seed, tmp_path), key=lambda document: document.name)
+        assert found == [Document("one", "rows.jsonl:2"), Document("two", "rows.jsonl:3")]
+
+
 def test_the_standard_library_is_a_source(tmp_path: Path) -> None:
     source = {"kind": "python_stdlib", "split": "evaluation"}
     first = next(documents(source, 0, tmp_path))
-    assert isinstance(first, str)
+    assert first.text and first.name.endswith(".py") and first.whole
     assert identity(source, tmp_path) != identity(source | {"split": "search"}, tmp_path)
 
 
@@ -138,6 +155,10 @@ def test_a_large_file_is_known_by_size_and_time(
 
 
 class _Rows(list[dict[str, object]]):
+    def map(self, change: Any, with_indices: bool) -> _Rows:
+        assert with_indices
+        return _Rows(change(row, number) for number, row in enumerate(self))
+
     def shuffle(self, seed: int, buffer_size: int) -> _Rows:
         return _Rows(self[seed:] + self[:seed])
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunec.compiler.calibration.sources import SourceError
+from prunec.compiler.calibration.sources import Document, SourceError
 from prunec.compiler.calibration.windows import draw_windows
 
 END = 9_999_999
@@ -27,7 +27,8 @@ def _encode(text: str) -> list[int]:
 def _draw(documents: list[str] | Iterator[str] | None = None, **options: Any) -> torch.Tensor:
     given_ = {"windows": 6, "length": 16, "seed": 0, "skip": 0} | options
     texts = _documents() if documents is None else documents
-    return draw_windows(texts, _encode, END, **({"total": given_["windows"]} | given_))
+    read = (Document(text, str(number)) for number, text in enumerate(texts))
+    return draw_windows(read, _encode, END, **({"total": given_["windows"]} | given_))
 
 
 def _tokens(windows: torch.Tensor) -> set[int]:
@@ -57,6 +58,12 @@ def test_a_window_is_a_run_of_the_documents_joined_by_the_end_token() -> None:
         at = stream.index(window[0] if window[0] != END else window[1]) - (window[0] == END)
         assert stream[at : at + 16] == window
         assert at % 16 == 0
+
+
+def test_pieces_of_a_document_are_joined_by_nothing() -> None:
+    pieces = [Document("1 2", "a@0", whole=False), Document("3", "a@1"), Document("4", "b")]
+    drawn = draw_windows(pieces, _encode, END, windows=1, length=6, seed=0, skip=0, total=1)
+    assert drawn.tolist() == [[1, 2, 3, END, 4, END]]
 
 
 def test_a_seed_decides_the_windows() -> None:
