@@ -21,7 +21,7 @@ from prunec.exporters import exporter_for
 #: Raised when the code behind a kind of step changes what it writes.
 VERSIONS = {
     "tokens": 1,
-    "generate": 1,
+    "generate": 2,
     "mixture": 1,
     "statistics": 1,
     "finalists": 1,

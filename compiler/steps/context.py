@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,12 @@ from prunec.compiler.model.decoder import Decoder
 from prunec.compiler.model.layout import Layout, layout_from_plain
 from prunec.compiler.model.layout import plain_layout as plain_layout
 from prunec.compiler.model.placement import ROOMY, Placement
+from prunec.compiler.model.special_ids import (
+    SpecialIds,
+    check_ids,
+    generation_config,
+    settle_special_ids,
+)
 from prunec.compiler.passes.workers import ALONE, Workers
 from prunec.compiler.placing import Limits
 from prunec.compiler.plan import Plan, Step
@@ -89,8 +95,40 @@ class Context:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         try:
             return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise BuildError(f"the tokenizer in {self.folder} does not load: {error}") from None
+        except Exception as error:  # a folder's tokenizer can fail in any way
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise BuildError(f"the tokenizer in {self.folder} does not load: {reason}") from error
+
+    @cached_property
+    def special_ids(self) -> SpecialIds:
+        """The dense model's, as its tokenizer and its configs name them."""
+        named = self.tokenizer
+        return settle_special_ids(
+            self.subject.facts.config,
+            generation_config(self.folder),
+            bos=named.bos_token_id,
+            eos=named.eos_token_id,
+            pad=named.pad_token_id,
+        )
+
+    @property
+    def end_id(self) -> int:
+        """What is put between documents. BuildError, ModelError where there is no such token."""
+        end = self.special_ids.end
+        if end is None:
+            raise BuildError(
+                f"nothing in {self.folder} says which token ends a text",
+                hint="name it in tokenizer_config.json (eos_token) or config.json (eos_token_id)",
+            )
+        self.check_ids([end])
+        return end
+
+    def check_ids(self, ids: Iterable[int]) -> None:
+        """ModelError for a token of a text that the dense model has no embedding for."""
+        check_ids(ids, self.subject.facts.vocab_size, self._token)
+
+    def _token(self, id_: int) -> str:
+        return str(self.tokenizer.convert_ids_to_tokens(id_))
 
 
 def chosen_by(context: Context, step: Step, role: str) -> Summary:

@@ -13,7 +13,6 @@ import torch
 
 from prunec.compiler.calibration.self_written import luck_of, write_windows
 from prunec.compiler.calibration.windows import cut_windows
-from prunec.compiler.diagnostics import BuildError
 from prunec.compiler.plan import Step
 from prunec.compiler.steps.context import Context, Progress, Summary
 from prunec.compiler.store import Entry
@@ -27,7 +26,9 @@ def run_generate(context: Context, step: Step, entry: Entry, progress: Progress)
     length = params.get("cut_from", params["length"])
     windows = math.ceil(params["windows"] / (length // params["length"]))
     size = params["side_by_side"]
-    start, ends = _start_and_ends(context)
+    special = context.special_ids
+    start = context.end_id if special.bos is None else special.bos
+    context.check_ids([start])
     model: Any = None
     written = []
     for first in range(0, windows, size):
@@ -38,7 +39,7 @@ def run_generate(context: Context, step: Step, entry: Entry, progress: Progress)
             numbers = range(params["skip"] + first, params["skip"] + first + count)
             luck = torch.stack([luck_of(n, length, params["seed"], temperature) for n in numbers])
             told = partial(_tell, progress, first * length, count, windows * length)
-            ids = write_windows(model, start, ends, luck, temperature, told)
+            ids = write_windows(model, start, set(special.ends), luck, temperature, told)
             entry.save_tensors(f"windows-{first}", {"ids": ids})
         else:
             ids = kept[0]["ids"]
@@ -51,17 +52,6 @@ def run_generate(context: Context, step: Step, entry: Entry, progress: Progress)
 
 def _tell(progress: Progress, before: int, side_by_side: int, of: int, at: int) -> None:
     progress(before + at * side_by_side, of, "tokens written")
-
-
-def _start_and_ends(context: Context) -> tuple[int, set[int]]:
-    """The token that texts begin with, and those that end one."""
-    tokenizer = context.tokenizer
-    end, start = tokenizer.eos_token_id, tokenizer.bos_token_id
-    if end is None:
-        raise BuildError(f"the tokenizer in {context.folder} names no end-of-text token")
-    named = context.subject.facts.config.get("eos_token_id")
-    named = named if isinstance(named, list) else [named]
-    return (end if start is None else start), {end, *(n for n in named if isinstance(n, int))}
 
 
 def _dense_model(context: Context) -> Any:

@@ -7,7 +7,6 @@ import math
 
 from prunec.compiler.calibration import sources
 from prunec.compiler.calibration.windows import cut_windows, draw_windows
-from prunec.compiler.diagnostics import BuildError
 from prunec.compiler.plan import Step
 from prunec.compiler.steps.context import Context, Progress, Summary
 from prunec.compiler.store import Entry
@@ -15,9 +14,6 @@ from prunec.compiler.store import Entry
 
 def run_tokens(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
     params, tokenizer = step.params, context.tokenizer
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise BuildError(f"the tokenizer in {context.folder} names no end-of-text token")
     whole = params.get("cut_from", params["length"])
     wanted = params["total"] * whole
     seen = 0
@@ -25,6 +21,7 @@ def run_tokens(context: Context, step: Step, entry: Entry, progress: Progress) -
     def encode(text: str) -> list[int]:
         nonlocal seen
         ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        context.check_ids(ids)
         seen += len(ids)
         progress(min(seen, wanted), wanted, "tokens read")
         return ids
@@ -32,7 +29,7 @@ def run_tokens(context: Context, step: Step, entry: Entry, progress: Progress) -
     ids = draw_windows(
         sources.documents(params["source"], params["seed"], context.base),
         encode,
-        end,
+        context.end_id,
         windows=math.ceil(params["windows"] / (whole // params["length"])),
         length=whole,
         seed=params["seed"],

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which token ids begin a text, end one or pad it, and which ids a model has no embedding for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunec.compiler.model.errors import ModelError
+from prunec.compiler.model.headers import read_json
+
+GENERATION = "generation_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialIds:
+    """bos: what texts begin with; ends: what may end one, the end of a document first; pad: what
+    fills up a batch. None and empty where no file says it."""
+
+    bos: int | None
+    ends: tuple[int, ...]
+    pad: int | None
+
+    @property
+    def end(self) -> int | None:
+        """The id that is put between documents."""
+        return self.ends[0] if self.ends else None
+
+
+def settle_special_ids(
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    *,
+    bos: int | None,
+    eos: int | None,
+    pad: int | None,
+) -> SpecialIds:
+    """The ids that the tokenizer names (bos, eos, pad); else those of generation_config.json; else
+    those of config.json. Whatever any of the three calls an end ends a text."""
+
+    def of(key: str, own: int | None) -> list[int]:
+        return [*_ids(own), *_ids(generation.get(key)), *_ids(config.get(key))]
+
+    return SpecialIds(
+        bos=next(iter(of("bos_token_id", bos)), None),
+        ends=tuple(dict.fromkeys(of("eos_token_id", eos))),
+        pad=next(iter(of("pad_token_id", pad)), None),
+    )
+
+
+def _ids(value: object) -> list[int]:
+    """An id, or a list of them. -1 and the like stand for none."""
+    values = value if isinstance(value, list) else [value]
+    return [n for n in values if isinstance(n, int) and not isinstance(n, bool) and n >= 0]
+
+
+def generation_config(folder: Path) -> dict[str, Any]:
+    """A model's generation_config.json, empty where there is none. ModelError if it is damaged."""
+    return read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
+
+
+def check_ids(ids: Iterable[int], vocab_size: int, token_of: Callable[[int], str]) -> None:
+    """ModelError for a text's token that the model has no embedding for.
+
+    token_of: the token of an id, as the tokenizer writes it
+    """
+    highest = max(ids, default=-1)
+    if highest >= vocab_size:
+        raise ModelError(
+            f"the text holds the token {token_of(highest)!r}, id {highest}, and the model's "
+            f"vocabulary ends at id {vocab_size - 1}",
+            hint="the tokenizer has tokens that the model was never given: use the model's own "
+            "tokenizer, resize its embedding, or take such tokens out of the text",
+        )
