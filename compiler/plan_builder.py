@@ -20,7 +20,7 @@ from prunec.exporters import exporter_for
 
 #: Raised when the code behind a kind of step changes what it writes.
 VERSIONS = {
-    "tokens": 1,
+    "tokens": 2,
     "generate": 2,
     "mixture": 1,
     "statistics": 1,
@@ -38,7 +38,7 @@ VERSIONS = {
     "recover": 1,
     "export": 2,
     "artefact": 1,
-    "measure": 2,
+    "measure": 3,
     "parity": 1,
     "tasks": 1,
     "dense-export": 2,
@@ -68,6 +68,7 @@ class PlanBuilder:
     def __init__(self, recipe: Recipe, subject: Subject) -> None:
         self.recipe = recipe
         self.facts = subject.facts
+        self.folder = subject.folder
         self.identity = subject.identity
         self.steps: list[Step] = []
         self.warnings: list[str] = []

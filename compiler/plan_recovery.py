@@ -28,7 +28,7 @@ TOKENS, HELD_OUT = "recovery-tokens", "held-out-tokens"
 TOP_K = 512
 
 #: What is settled by the steps that a recovery reads.
-_OF_TEXTS = {"source", "tokens", "sequence_length", "held_out", "held_out_tokens"}
+_OF_TEXTS = {"source", "tokens", "sequence_length", "held_out", "held_out_tokens", "bos"}
 
 
 def add_recovery(steps: PlanBuilder, base: Path, start: Layout, finished: str) -> str:
@@ -65,7 +65,7 @@ def default_rate(hidden_size: int) -> float:
 
 def _add_texts(steps: PlanBuilder, recover: Recover, base: Path) -> None:
     source, length = recover.source, recover.sequence_length
-    assert source is not None and length is not None  # settled with the recipe
+    assert source is not None and length is not None and recover.bos  # settled with the recipe
     held_out = recover.held_out or source
     key = "recover.held_out" if recover.held_out else "recover.source"
     windows, held_out_windows = (
@@ -80,6 +80,7 @@ def _add_texts(steps: PlanBuilder, recover: Recover, base: Path) -> None:
                 "text that the pruned model is trained on",
                 source,
                 recover.seed,
+                recover.bos,
                 (Draw(TOKENS, windows, length),),
             ),
             Text(
@@ -87,6 +88,7 @@ def _add_texts(steps: PlanBuilder, recover: Recover, base: Path) -> None:
                 "text that says when to stop training and whether it was of use",
                 held_out,
                 recover.seed,
+                recover.bos,
                 (Draw(HELD_OUT, held_out_windows, length),),
             ),
         ],

@@ -15,6 +15,8 @@ from prunec.compiler.calibration.shares import shares_of
 from prunec.compiler.diagnostics import RecipeProblemError
 from prunec.compiler.estimates import Windows, light
 from prunec.compiler.estimates_artefact import generation
+from prunec.compiler.model.bos import lacks_bos
+from prunec.compiler.model.errors import ModelError
 from prunec.compiler.plan_builder import PlanBuilder
 from prunec.compiler.recipe import FittingSource, MixedSource, SelfSource
 
@@ -42,6 +44,7 @@ class Text:
     why: str
     source: FittingSource
     seed: int
+    bos: str
     draws: tuple[Draw, ...]
 
 
@@ -51,6 +54,8 @@ def add_texts(steps: PlanBuilder, base: Path, texts: Sequence[Text]) -> None:
 
     A mixture becomes a step for each part, `<name>-<part>`, and one that joins them.
     """
+    for text in texts:
+        _check_windows(steps, text)
     parts = {number: _parts_of(text) for number, text in enumerate(texts)}
     placed = _placed([part for found in parts.values() for part in found])
     for number, text in enumerate(texts):
@@ -60,6 +65,29 @@ def add_texts(steps: PlanBuilder, base: Path, texts: Sequence[Text]) -> None:
         if isinstance(text.source, MixedSource):
             for draw in text.draws:
                 _add_mixture(steps, base, text, text.source, draw)
+
+
+def _check_windows(steps: PlanBuilder, text: Text) -> None:
+    """What can be known of windows without any text: how they begin, and how long they may be."""
+    section = text.key.partition(".source")[0]
+    if text.bos == "always" and steps.folder:
+        try:
+            lacking = lacks_bos(steps.folder)
+        except ModelError as error:
+            raise RecipeProblemError("model.source", error.message, error.hint) from None
+        if lacking:
+            raise RecipeProblemError(
+                f"{section}.bos",
+                f"{section}.bos is always, and the tokenizer in {steps.folder} has no BOS token",
+                hint="leave it out: windows then begin as that tokenizer begins a text",
+            )
+    limit = steps.facts.config.get("max_position_embeddings")
+    longest = max(draw.length for draw in text.draws)
+    if isinstance(limit, int) and longest > limit:
+        steps.warn(
+            f"{section} reads windows of {longest:,} tokens, and the model knows {limit:,} "
+            "positions: what lies beyond is nothing that it was trained for"
+        )
 
 
 def _parts_of(text: Text) -> list[Text]:
@@ -73,6 +101,7 @@ def _parts_of(text: Text) -> list[Text]:
             text.why,
             part.source,
             text.seed,
+            text.bos,
             tuple(
                 Draw(_part_step(draw, name), share[name], draw.length)
                 for draw, share in zip(text.draws, shares, strict=True)
@@ -129,7 +158,7 @@ def _key(source: FittingSource) -> str:
 
 def _add(steps: PlanBuilder, base: Path, text: Text, draw: Draw, place: dict[str, int]) -> None:
     data, source = plain_source(text.source, base), text.source
-    shape = {"windows": draw.windows, "length": draw.length}
+    shape = {"windows": draw.windows, "length": draw.length, "bos": text.bos}
     disk_bytes = 8 * draw.windows * draw.length
     if isinstance(source, SelfSource):
         length = place.get("cut_from", draw.length)

@@ -51,13 +51,13 @@ def add_fitting_tokens(steps: PlanBuilder, base: Path) -> None:
         draw = Draw("calibration-tokens", math.ceil(calibration.tokens / length), length)
         why = "text that the weights are fitted to"
         key, source, seed = "calibration.source", calibration.source, calibration.seed
-        texts = [Text(key, why, source, seed, (draw,))]
+        texts = [Text(key, why, source, seed, calibration.bos, (draw,))]
     if search:
-        assert search.seed is not None  # settled with the recipe
+        assert search.seed is not None and search.bos is not None  # settled with the recipe
         draw = Draw("search-tokens", math.ceil(search.tokens / length), length)
         why = "text that layouts are compared on; calibration does not see it"
         source = search.source or calibration.source
-        texts.append(Text("search.source", why, source, search.seed, (draw,)))
+        texts.append(Text("search.source", why, source, search.seed, search.bos, (draw,)))
     add_texts(steps, base, texts)
 
 
@@ -95,7 +95,8 @@ def _pooled(calibration: Calibration, found: Sequence[Pool]) -> list[Text]:
             for pool in found
             if pool.part == part
         )
-        texts.append(Text(key, "text to choose from", source, calibration.seed, draws))
+        seed, bos = calibration.seed, calibration.bos
+        texts.append(Text(key, "text to choose from", source, seed, bos, draws))
     return texts
 
 
@@ -104,7 +105,7 @@ def add_evaluation_tokens(steps: PlanBuilder, validation: Validation, base: Path
     for step, (key, check) in evaluated(validation).items():
         draw = Draw(step, math.ceil(check.tokens / check.sequence_length), check.sequence_length)
         why = "text that nothing was fitted to or chosen on"
-        add_texts(steps, base, [Text(f"{key}.source", why, check.source, 0, (draw,))])
+        add_texts(steps, base, [Text(f"{key}.source", why, check.source, 0, check.bos, (draw,))])
 
 
 def evaluated(validation: Validation) -> dict[str, tuple[str, TextCheck]]:

@@ -30,6 +30,7 @@ from prunec.compiler.recipe_methods import (
 from prunec.compiler.recipe_recover import BlockwiseRecovery, LoraRecovery, Recover
 from prunec.compiler.recipe_resources import Resources
 from prunec.compiler.recipe_sources import (
+    Bos,
     FittingSource,
     HubSource,
     JsonlSource,
@@ -61,6 +62,7 @@ __all__ = [
     "AdaPrunerMethod",
     "AllocationSpace",
     "BlockwiseRecovery",
+    "Bos",
     "Calibration",
     "CompletionCheck",
     "Export",
@@ -155,6 +157,11 @@ class Calibration(Section):
         default=131_072, ge=1, validate_default=True, description="Tokens read in all."
     )
     seed: int = Field(default=0, ge=0, description="Chooses the windows.")
+    bos: Bos = Field(
+        default="auto",
+        description="What every window begins with: `auto`, what the model's own tokenizer puts "
+        "before a text; `always`, its BOS token even where it would not; `never`, nothing.",
+    )
 
 
 class SearchBudget(Section):
@@ -198,6 +205,9 @@ class Search(Section):
         default=None,
         ge=0,
         description="Seeds the search and chooses its windows; by default calibration's seed.",
+    )
+    bos: Bos | None = Field(
+        default=None, description="What windows begin with; by default as calibration's."
     )
 
 
@@ -280,7 +290,7 @@ class Recipe(Section):
             )
         keep_apart(_fitted("calibration", calibration), _fitted("search", search))
         seed = calibration.seed if search.seed is None else search.seed
-        return search.model_copy(update={"seed": seed})
+        return search.model_copy(update={"seed": seed, "bos": search.bos or calibration.bos})
 
     @field_validator("recover")
     @classmethod
@@ -304,6 +314,7 @@ class Recipe(Section):
             "source": source and with_split(source, "calibration"),
             "sequence_length": length,
             "held_out": held_out and with_split(held_out, "search"),
+            "bos": recover.bos or (calibration.bos if calibration else "auto"),
         }
         recover = recover.model_copy(update=settled)
         keep_apart(_fitted("recover", recover), _stopping(recover, may_share=True))

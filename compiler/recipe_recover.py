@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from prunec.compiler.recipe_checks import refusal
-from prunec.compiler.recipe_sources import FittingSource, Section, Source
+from prunec.compiler.recipe_sources import Bos, FittingSource, Section, Source
 
 
 class _Training(Section):
@@ -40,6 +40,10 @@ class _Training(Section):
         default=2_048, ge=1, description="Tokens of one optimiser step; one window at least."
     )
     seed: int = Field(default=0, ge=0, description="Chooses windows and their order.")
+    bos: Bos | None = Field(
+        default=None,
+        description="What windows of both texts begin with; by default as calibration's.",
+    )
 
 
 class LoraRecovery(_Training):

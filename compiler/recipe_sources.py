@@ -20,6 +20,7 @@ class Section(BaseModel):
 
 
 Split = Literal["calibration", "search", "evaluation"]
+Bos = Literal["auto", "always", "never"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
 WholeWindows = Annotated[int, AfterValidator(recipe_checks.fills_a_window)]
 Files = Annotated[

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from prunec.compiler import recipe_checks
 from prunec.compiler.diagnostics import quoted
 from prunec.compiler.recipe_checks import refusal
-from prunec.compiler.recipe_sources import Name, Section, Source, WholeWindows
+from prunec.compiler.recipe_sources import Bos, Name, Section, Source, WholeWindows
 
 Positive = Annotated[float, Field(gt=0)]
 Runtime = Literal["hf", "onnx", "vllm"]
@@ -34,6 +34,10 @@ class TextCheck(Section):
     sequence_length: int = Field(default=256, ge=2, description="Tokens in one window of text.")
     tokens: WholeWindows = Field(
         default=65_536, ge=1, validate_default=True, description="Tokens scored in all."
+    )
+    bos: Bos = Field(
+        default="auto",
+        description="What every window begins with, as in `calibration.bos`; it is not scored.",
     )
     max_ratio: Positive | None = Field(
         default=None,

@@ -25,7 +25,8 @@ class Perplexity:
     """Next-token loss on windows of equal length.
 
     `value` is exp(`loss`), `loss` the mean in nats per predicted token, `tokens` the predictions
-    counted: windows * (length - 1). `window_losses` are the windows' own means, in order.
+    counted: windows * (length - 1), fewer where windows begin with several tokens that are not
+    scored. `window_losses` are the windows' own means, in order.
     A NaN or infinite loss is kept in all of them.
     """
 
@@ -59,10 +60,12 @@ def measure_text(
     *,
     reference: Reference | None = None,
     keep: int | None = None,
+    given: int = 1,
     batch_tokens: int = 16384,
     on_progress: Callable[[int], None] | None = None,
 ) -> TextMeasurement:
-    """Perplexity on token ids `windows` [n, length]: each window predicts all but its first token.
+    """Perplexity on token ids `windows` [n, length]: each window predicts all but its first token,
+    or the first few, where more are `given` to begin with.
 
     With the dense model's `reference` on the same windows, divergence from it too. `keep` is how
     many tokens of each distribution to keep as a reference for other models (`KEPT_TOKENS` is a
@@ -71,10 +74,10 @@ def measure_text(
     ValidationError where there is nothing to predict, an id lies outside the vocabulary, or the
     reference is of other windows or another vocabulary.
     """
-    _check_windows(windows, model)
-    if reference is not None:
-        _check_reference(reference, windows, model)
+    _check_windows(windows, model, given)
     length = windows.shape[1]
+    if reference is not None:
+        _check_reference(reference, [len(windows), length - given], model)
     rows = min(batch_tokens // length, _logit_bytes(model) // (4 * length * model.vocab_size))
     batches = torch.split(windows.to(model.device, torch.long), max(1, rows))
     losses: list[float] = []
@@ -82,12 +85,14 @@ def measure_text(
     kept: list[Coarse] = []
     for ids, logits in zip(batches, model.logits(batches, on_progress or _untold), strict=True):
         for window, scores in zip(ids, logits, strict=True):
-            found = _measure_window(scores[:-1], window[1:], len(losses), reference, keep)
+            found = _measure_window(
+                scores[given - 1 : -1], window[given:], len(losses), reference, keep
+            )
             losses.append(found[0])
             divergences += found[1]
             kept += found[2]
     return TextMeasurement(
-        _perplexity(losses, length - 1),
+        _perplexity(losses, length - given),
         tuple(divergences) if reference is not None else None,
         _reference(kept, len(losses), model.vocab_size) if keep is not None else None,
     )
@@ -182,8 +187,8 @@ def _reference(chunks: Sequence[Coarse], windows: int, vocab_size: int) -> Refer
     )
 
 
-def _check_windows(windows: Tensor, model: LoadedModel) -> None:
-    if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
+def _check_windows(windows: Tensor, model: LoadedModel, given: int) -> None:
+    if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] <= given:
         raise ValidationError(
             f"windows of shape {list(windows.shape)} leave nothing to predict",
             hint="give more text, or a shorter sequence_length",
@@ -197,12 +202,12 @@ def _check_windows(windows: Tensor, model: LoadedModel) -> None:
         )
 
 
-def _check_reference(reference: Reference, windows: Tensor, model: LoadedModel) -> None:
-    due = (windows.shape[0], windows.shape[1] - 1)
-    if tuple(reference.log_tail.shape) != due:
+def _check_reference(reference: Reference, due: list[int], model: LoadedModel) -> None:
+    """due: [windows, predictions]"""
+    if list(reference.log_tail.shape) != due:
         raise ValidationError(
             f"the dense model was measured at {list(reference.log_tail.shape)} positions, "
-            f"{model.folder} is to be at {list(due)}",
+            f"{model.folder} is to be at {due}",
             hint="measure both models on the same windows",
         )
     if reference.vocab_size != model.vocab_size:

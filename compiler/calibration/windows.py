@@ -54,10 +54,9 @@ def draw_windows(
     return torch.tensor(ids[: pool * length]).reshape(pool, length)[chosen]
 
 
-def cut_windows(ids: Tensor, windows: int, length: int) -> Tensor:
-    """[windows, length]: the first pieces of this length that lie whole within longer windows.
+def cut_windows(ids: Tensor, windows: int, length: int, pieces: int) -> Tensor:
+    """[windows, length]: pieces of this length, so many of each of some longer windows.
 
-    ids: [*, at least length]; what is left behind a window's last piece is dropped
+    ids: [*, at least pieces * length]; what is left behind a window's last piece is dropped
     """
-    pieces = ids.shape[1] // length
     return ids[:, : pieces * length].reshape(-1, length)[:windows]

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 
+from prunec.compiler.calibration.prefix import begun, prefix_of
 from prunec.compiler.calibration.self_written import luck_of, write_windows
 from prunec.compiler.calibration.windows import cut_windows
+from prunec.compiler.diagnostics import BuildError
 from prunec.compiler.plan import Step
 from prunec.compiler.steps.context import Context, Progress, Summary
+from prunec.compiler.steps.tokens import windows_cut
 from prunec.compiler.store import Entry
 from prunec.validators.loading import open_model
 
@@ -23,12 +26,12 @@ def run_generate(context: Context, step: Step, entry: Entry, progress: Progress)
     """Windows are written in batches, each of which is kept, and numbered through the draw."""
     params = step.params
     temperature = params["source"]["temperature"]
-    length = params.get("cut_from", params["length"])
-    windows = math.ceil(params["windows"] / (length // params["length"]))
+    start, ends = _start(context, params["bos"]), set(context.special_ids.ends)
+    prefix = [] if params["bos"] == "never" else [start]
+    whole, pieces = windows_cut(params)
+    length = whole + 1 - len(prefix)  # with what texts begin with, which windows may not
+    windows = math.ceil(params["windows"] / pieces)
     size = params["side_by_side"]
-    special = context.special_ids
-    start = context.end_id if special.bos is None else special.bos
-    context.check_ids([start])
     model: Any = None
     written = []
     for first in range(0, windows, size):
@@ -39,19 +42,37 @@ def run_generate(context: Context, step: Step, entry: Entry, progress: Progress)
             numbers = range(params["skip"] + first, params["skip"] + first + count)
             luck = torch.stack([luck_of(n, length, params["seed"], temperature) for n in numbers])
             told = partial(_tell, progress, first * length, count, windows * length)
-            ids = write_windows(model, start, set(special.ends), luck, temperature, told)
+            ids = write_windows(model, start, ends, luck, temperature, told)
             entry.save_tensors(f"windows-{first}", {"ids": ids})
         else:
             ids = kept[0]["ids"]
         written.append(ids)
         progress((first + count) * length, windows * length, "tokens written")
-    ids = cut_windows(torch.cat(written), params["windows"], params["length"])
+    content = torch.cat(written)[:, 1:]
+    cut = cut_windows(content, params["windows"], params["length"] - len(prefix), pieces)
+    ids = begun(cut, prefix)
     entry.save_tensors("ids", {"ids": ids})
     return {"tokens": ids.numel(), "token_forwards": windows * (length - 1)}
 
 
 def _tell(progress: Progress, before: int, side_by_side: int, of: int, at: int) -> None:
     progress(before + at * side_by_side, of, "tokens written")
+
+
+def _start(context: Context, bos: str) -> int:
+    """The token that texts begin with. What no tokenizer begins with anything has to begin with
+    something still: a BOS token that is only named, or what ends a text."""
+    own = prefix_of(context.tokenizer, "always" if bos == "always" else "auto")
+    if len(own) > 1:
+        raise BuildError(
+            f"the tokenizer begins a text with {len(own)} tokens, and a model's own text can be "
+            "begun with one only",
+            hint="take another source than self",
+        )
+    named = context.special_ids.bos
+    start = own[0] if own else context.end_id if named is None else named
+    context.check_ids([start])
+    return start
 
 
 def _dense_model(context: Context) -> Any:

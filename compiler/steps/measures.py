@@ -79,6 +79,7 @@ def run_measure(context: Context, step: Step, entry: Entry, progress: Progress) 
             windows,
             reference=reference,
             keep=None if reference else step.params["top_k"],
+            given=max(1, len(context.found(step, role)["prefix"])),
             on_progress=_counting(progress, len(windows)),
         )
         if measured.reference:

@@ -17,6 +17,7 @@ from prunec.validators.perplexity import (
     Perplexity,
     compare_texts,
     measure_perplexity,
+    measure_text,
 )
 
 
@@ -47,6 +48,25 @@ def test_it_is_the_float64_perplexity_of_the_logits(
     assert measured.window_losses == pytest.approx(expected, rel=1e-5)
     assert measured.loss == pytest.approx(sum(expected) / 5, rel=1e-5)
     assert measured.value == pytest.approx(math.exp(sum(expected) / 5), rel=1e-4)
+
+
+def test_tokens_that_every_window_begins_with_are_given_not_scored(
+    saved_llama: Path, windows: torch.Tensor
+) -> None:
+    windows[:, :3] = torch.tensor([7, 8, 9])
+    logits = LlamaForCausalLM.from_pretrained(saved_llama).eval()(windows).logits.double()
+    losses = -logits[:, 2:-1].log_softmax(-1).gather(-1, windows[:, 3:, None])[..., 0]
+    model = open_model(saved_llama, torch.float32)
+
+    dense = measure_text(model, windows, keep=16, given=3)
+    assert dense.perplexity.tokens == 5 * 9
+    assert dense.perplexity.window_losses == pytest.approx(losses.mean(1).tolist(), rel=1e-5)
+    again = measure_text(model, windows, reference=dense.reference, given=3)
+    assert again.window_divergences == pytest.approx([0] * 5, abs=1e-6)
+    with pytest.raises(ValidationError, match=r"at \[5, 9\] positions, .* is to be at \[5, 11\]"):
+        measure_text(model, windows, reference=dense.reference)
+    with pytest.raises(ValidationError, match="leave nothing to predict"):
+        measure_text(model, windows[:, :3], given=3)
 
 
 def test_batches_change_progress_but_not_the_result(
