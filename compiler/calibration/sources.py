@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prunec.compiler.calibration import python_stdlib
 
@@ -22,6 +22,9 @@ _NUMBER = "__number__"
 
 #: Documents that a stream is shuffled within.
 _SHUFFLE_BUFFER = 10_000
+
+
+Item = TypeVar("Item")
 
 
 class SourceError(Exception):
@@ -48,8 +51,9 @@ class Document:
     templated: bool = False
 
 
-def documents(source: Mapping[str, Any], seed: int, base: Path) -> Iterator[Document]:
-    """The documents of a source (a recipe's source section as data), shuffled by the seed.
+def documents(source: Mapping[str, Any], seed: int | None, base: Path) -> Iterator[Document]:
+    """The documents of a source (a recipe's source section as data), shuffled by the seed; in the
+    source's own order where that is None.
 
     Relative `files` are relative to `base`.
     """
@@ -59,15 +63,25 @@ def documents(source: Mapping[str, Any], seed: int, base: Path) -> Iterator[Docu
 
 def identity(source: Mapping[str, Any], base: Path) -> str:
     """A digest that changes when the text does; of a hub data set, its name and revision."""
-    paths: list[Path] = []
-    if source["kind"] == "python_stdlib":
-        paths = python_stdlib.files(source["split"])
-    elif "files" in source:
-        paths = [base / name for name in source["files"]]
     digest = hashlib.sha256(json.dumps(dict(source), sort_keys=True).encode())
-    for path in paths:
+    for path in _paths(source, base):
         digest.update(file_identity(path).encode())
     return digest.hexdigest()[:20]
+
+
+def file_bytes(source: Mapping[str, Any], base: Path) -> int:
+    """Bytes of a source's files; 0 where it has none."""
+    found = 0
+    for path in _paths(source, base):
+        with _reading(path):
+            found += path.stat().st_size
+    return found
+
+
+def _paths(source: Mapping[str, Any], base: Path) -> list[Path]:
+    if source["kind"] == "python_stdlib":
+        return python_stdlib.files(source["split"])
+    return [base / name for name in source.get("files", ())]
 
 
 def file_identity(path: Path) -> str:
@@ -92,24 +106,29 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
 
 
-def _files(names: Sequence[str], seed: int, base: Path) -> Iterator[Document]:
-    shuffled = list(names)
-    random.Random(seed).shuffle(shuffled)
-    for name in shuffled:
+def _files(names: Sequence[str], seed: int | None, base: Path) -> Iterator[Document]:
+    for name in _ordered(names, seed):
         yield Document(_read_text(base / name), name)
 
 
-def _python_stdlib(seed: int, base: Path, split: str) -> Iterator[Document]:
+def _ordered(items: Sequence[Item], seed: int | None) -> list[Item]:
+    found = list(items)
+    if seed is not None:
+        random.Random(seed).shuffle(found)
+    return found
+
+
+def _python_stdlib(seed: int | None, base: Path, split: str) -> Iterator[Document]:
     root = python_stdlib.library()
     names = [str(path.relative_to(root)) for path in python_stdlib.files(split, root)]
     return _files(names, seed, root)
 
 
-def _text(seed: int, base: Path, files: Sequence[str]) -> Iterator[Document]:
+def _text(seed: int | None, base: Path, files: Sequence[str]) -> Iterator[Document]:
     return _files(files, seed, base)
 
 
-def _jsonl(seed: int, base: Path, files: Sequence[str], field: str) -> Iterator[Document]:
+def _jsonl(seed: int | None, base: Path, files: Sequence[str], field: str) -> Iterator[Document]:
     """Lines are shuffled in memory: their offsets only, never their text."""
     lines: list[tuple[str, int, int]] = []
     for name in files:
@@ -120,8 +139,7 @@ def _jsonl(seed: int, base: Path, files: Sequence[str], field: str) -> Iterator[
                 if line.strip():
                     lines.append((name, number, offset))
                 offset += len(line)
-    random.Random(seed).shuffle(lines)
-    for name, number, offset in lines:
+    for name, number, offset in _ordered(lines, seed):
         path = base / name
         with _reading(path), path.open("rb") as file:
             file.seek(offset)
@@ -136,7 +154,7 @@ def _jsonl(seed: int, base: Path, files: Sequence[str], field: str) -> Iterator[
 
 
 def _hub(
-    seed: int,
+    seed: int | None,
     base: Path,
     dataset: str,
     config: str | None,
@@ -153,7 +171,9 @@ def _hub(
     try:
         rows = load_dataset(dataset, config, split=split, revision=revision, streaming=True)
         numbered = rows.map(lambda row, number: row | {_NUMBER: number}, with_indices=True)
-        for row in numbered.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER):
+        if seed is not None:
+            numbered = numbered.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
+        for row in numbered:
             number = row.pop(_NUMBER)
             if not isinstance(row.get(field), str):
                 raise SourceError(

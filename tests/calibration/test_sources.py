@@ -23,7 +23,7 @@ def _row(text: str) -> bytes:
     return json.dumps({"text": text, "n": 1}).encode() + b"\n"
 
 
-def _read(source: dict[str, Any], base: Path, seed: int = 0) -> list[str]:
+def _read(source: dict[str, Any], base: Path, seed: int | None = 0) -> list[str]:
     return [document.text for document in documents(source, seed, base)]
 
 
@@ -45,6 +45,7 @@ def test_a_seed_decides_the_order_and_loses_nothing(tmp_path: Path, kind: str) -
     assert sorted(first) == sorted(texts)
     assert first == _read(source, tmp_path, seed=1)
     assert first != texts and first != _read(source, tmp_path, seed=2)
+    assert _read(source, tmp_path, seed=None) == texts
 
 
 def test_a_document_has_one_name_whatever_the_seed(tmp_path: Path) -> None:
