@@ -11,7 +11,7 @@ from typing import Any
 
 from prunec.validators.errors import ValidationError
 from prunec.validators.measurements import Estimate, TaskResult
-from prunec.validators.statistics import difference_of_means, mean_interval, ratio_of_means
+from prunec.validators.score_intervals import difference_of_scores, mean_score, ratio_of_scores
 
 _UNIT = "items"
 
@@ -131,9 +131,9 @@ def _compared(
         items=len(before),
         dense=dense.value,
         pruned=pruned.value,
-        difference=difference_of_means(before, after, _UNIT),
-        recovery=ratio_of_means(before, after, _UNIT),
-        pruned_estimate=mean_interval(after, _UNIT),
+        difference=difference_of_scores(before, after, _UNIT),
+        recovery=ratio_of_scores(before, after, _UNIT),
+        pruned_estimate=mean_score(after, _UNIT),
         floor=dense.floor,
         groups=dense.groups,
     )

@@ -183,7 +183,9 @@ def test_the_intervals_are_the_normal_ones_on_many_windows_and_repeat() -> None:
     assert math.log(ratio.high) == pytest.approx(mean + half, abs=0.015)
     assert divergence.value == pytest.approx(differences.exp().mean().item())
     half = 1.96 * differences.exp().std().item() / 20
-    assert divergence.high - divergence.low == pytest.approx(2 * half, rel=0.1)
+    assert divergence.value - divergence.low == pytest.approx(half, rel=0.1)
+    # A few windows hold much of the sum: what was not drawn may well be worse.
+    assert 1.1 * half < divergence.high - divergence.value < 1.8 * half
     assert ratio == ratio_of(dense, pruned)
 
 
