@@ -36,10 +36,12 @@ from prunec.compiler.reporting import report_of
 from prunec.compiler.steps import RUNNERS
 from prunec.compiler.steps.context import Context, Summary
 from prunec.compiler.steps.export import (
+    card_is_edited,
     describe_source,
     export_is_intact,
     export_is_of,
     folder_digests,
+    write_card,
 )
 from prunec.compiler.steps.finalists import finalists_in_words
 from prunec.compiler.steps.recover import recovered_in_words
@@ -48,7 +50,6 @@ from prunec.compiler.store import Entry, LostResultError, file_sha256, write_tex
 from prunec.compiler.subject import stamps
 from prunec.compiler.verdict import is_lost
 from prunec.exporters import EXPORTERS
-from prunec.exporters.card import with_section
 from prunec.validators.card import TITLE, measured_section
 from prunec.validators.errors import ValidationError
 from prunec.validators.manifest import CARD, MANIFEST
@@ -88,7 +89,7 @@ def build(
             context.workers.tell({}, {"step": None}, 0)
             _remove_leftovers(context.output)
             report = report_of(context, name, command, done)
-            _publish(context, name, report, done)
+            _publish(context, name, report, done, narrator)
         append_step_summary(report)
     except OSError as error:
         raise BuildError(_os_sentence(error), hint=_GO_ON) from error
@@ -186,8 +187,14 @@ def _run(
     watch.made.append(entry)
     watch.check()  # an export that is found intact is not replaced by one of another model
     if step.kind == "export":
+        there = context.artefact(step)
+        if saved and card_is_edited(context, step):
+            raise BuildError(
+                f"{there} is not as it was written, and its {CARD} was edited",
+                hint=f"move {CARD} away, and the same command writes the rest again",
+            )
         (context.output / MANIFEST).unlink(missing_ok=True)
-        if (there := context.artefact(step)).exists():
+        if there.exists():
             narrator.say(f"{label}: replaces {there}, which an earlier build wrote")
     began = time.monotonic()
     forget_peak()
@@ -303,14 +310,13 @@ def _model_source(context: Context) -> str:
     return Path(model.source).name if model.folder else model.source
 
 
-def _tell_in_card(card: Path, report: Report) -> None:
-    """Put what was measured into an artefact's model card."""
-    if card.is_file():
-        text = card.read_text(encoding="utf-8")
-        write_text(card, with_section(text, TITLE, measured_section(report), before="Loading"))
-
-
-def _publish(context: Context, name: str, report: Report, done: Mapping[str, FinishedStep]) -> None:
+def _publish(
+    context: Context,
+    name: str,
+    report: Report,
+    done: Mapping[str, FinishedStep],
+    narrator: Narrator,
+) -> None:
     """Write the report, with what lm-eval wrote beside it, then the manifest of everything."""
     output = context.output
     (output / MANIFEST).unlink(missing_ok=True)
@@ -329,7 +335,9 @@ def _publish(context: Context, name: str, report: Report, done: Mapping[str, Fin
                 shutil.copytree(written, copy)
     told += [path for path in (output / REPORT / LM_EVAL).rglob("*") if path.is_file()]
     for step in exported:
-        _tell_in_card(context.artefact(step) / CARD, report)
+        if not write_card(context, step, {TITLE: measured_section(report)}):
+            card = context.artefact(step) / CARD
+            narrator.say(f"{card} was edited and is kept: it does not tell this verdict")
     digests = {path: file_sha256(path) for path in told}
     for step in exported:
         folder = context.artefact(step)

@@ -18,6 +18,8 @@ from prunec.exporters.hf_rules import LayoutKind
 if TYPE_CHECKING:
     import torch
 
+    from prunec.exporters.card import Card
+
 
 class Writer(Protocol):
     """The module of a format: writes an artefact, and reloads what it wrote."""
@@ -39,6 +41,18 @@ class Writer(Protocol):
 
         `options` are those of the recipe's settings that `Exporter.options` names.
         """
+
+    def card(
+        self,
+        source: Path,
+        facts: Facts,
+        layout: Layout,
+        layout_kind: LayoutKind,
+        dtype: torch.dtype,
+        provenance: Provenance,
+        **options: Any,
+    ) -> Card:
+        """The artefact's model card, as `export` writes it."""
 
     def verify(self, destination: Path, layout: Layout, facts: Facts) -> Written:
         """Read an artefact back; ModelError if it is not what the layout says."""

@@ -21,8 +21,8 @@ class Provenance:
     """The dense model, as the recipe names it."""
     method: str
     """The method's kind, also a tag of the model card."""
-    calibration: str
-    """One phrase: which text, how many tokens, which seed."""
+    calibration: str | None
+    """One phrase: which text, how many tokens, which seed; None where no text was read."""
     hub_id: str | None = None
     """The dense model's id on the Hub, if it has one."""
     commit: str | None = None

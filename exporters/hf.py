@@ -33,8 +33,9 @@ from prunec.compiler.model.layout import (
 from prunec.compiler.model.modeling import classes_of, register
 from prunec.compiler.model.tensor_file import TensorSpec
 from prunec.exporters.artefact import Provenance, Written
-from prunec.exporters.card import model_card
+from prunec.exporters.card import Card, loading_in_transformers, model_card
 from prunec.exporters.hf_rules import LayoutKind, carried_files
+from prunec.validators.manifest import CARD
 
 register()
 
@@ -78,12 +79,26 @@ def export(
     if layout_kind == "per_layer":
         for file in classes_of(facts.family.model_type).files:
             shutil.copyfile(file, destination / file.name)
-    card = model_card(source, facts, layout, layout_kind, dtype.itemsize, provenance)
-    (destination / "README.md").write_text(card, encoding="utf-8")
+    described = card(source, facts, layout, layout_kind, dtype, provenance)
+    (destination / CARD).write_text(described.render(), encoding="utf-8")
     (destination / "prunec").mkdir()
     recipe = destination / "prunec" / "recipe.yaml"
     recipe.write_text(provenance.recipe_text, encoding="utf-8")
     _write_json(destination / "prunec" / "plan.json", provenance.plan)
+
+
+def card(
+    source: Path,
+    facts: Facts,
+    layout: Layout,
+    layout_kind: LayoutKind,
+    dtype: torch.dtype,
+    provenance: Provenance,
+    **options: Any,
+) -> Card:
+    """What the folder tells of itself; `options` change nothing of it."""
+    loading = loading_in_transformers(facts, layout, layout_kind)
+    return model_card(source, facts, layout, dtype.itemsize, provenance, loading)
 
 
 def model_config(

@@ -29,7 +29,7 @@ from prunec.compiler.model.layout import (
 )
 from prunec.exporters import genai_config
 from prunec.exporters.artefact import Provenance, Written
-from prunec.exporters.card import model_card, with_section
+from prunec.exporters.card import Card, model_card
 from prunec.exporters.hf import model_config
 from prunec.exporters.hf_rules import LayoutKind, carried_files
 from prunec.exporters.onnx_check import check_answers
@@ -37,11 +37,12 @@ from prunec.exporters.onnx_graph import cache_names, trace
 from prunec.exporters.onnx_quantize import OPERATOR
 from prunec.exporters.onnx_rules import BITS, Precision
 from prunec.exporters.onnx_weights import GRAPH, WEIGHTS, read_weights, write_model
+from prunec.validators.manifest import CARD
 
 _GENERATION = "generation_config.json"
 
 _LOADING = """\
-A graph with a KV cache, weights in {precision}, for onnxruntime-genai:
+A graph with a KV cache, {held}, for onnxruntime-genai:
 
 ```python
 import onnxruntime_genai as og
@@ -86,7 +87,7 @@ def export(
     for name in carried_files(source):
         (destination / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, destination / name)
-    stored = torch.float16 if precision == "float16" else torch.float32
+    stored = _stored(precision)
     described = model_config(facts, layout, layout_kind, stored)
     described.pop("auto_map", None)  # there is no code beside a graph
     _write_json(destination / "config.json", described)
@@ -98,16 +99,35 @@ def export(
         destination / genai_config.FILE,
         genai_config.genai_config(described, settings, layout, GRAPH),
     )
-    card = model_card(
-        source, facts, layout, layout_kind, stored.itemsize, provenance, quantized=precision in BITS
-    )
-    loading = _LOADING.format(precision=precision)
-    card = with_section(card, "Loading", loading, before="Layers")
-    (destination / "README.md").write_text(card, encoding="utf-8")
+    told = card(source, facts, layout, layout_kind, dtype, provenance, precision=precision)
+    (destination / CARD).write_text(told.render(), encoding="utf-8")
     (destination / "prunec").mkdir()
     recipe = destination / "prunec" / "recipe.yaml"
     recipe.write_text(provenance.recipe_text, encoding="utf-8")
     _write_json(destination / "prunec" / "plan.json", provenance.plan)
+
+
+def card(
+    source: Path,
+    facts: Facts,
+    layout: Layout,
+    layout_kind: LayoutKind,
+    dtype: torch.dtype,
+    provenance: Provenance,
+    *,
+    precision: Precision,
+) -> Card:
+    """What the folder tells of itself. The recipe's `dtype` is not that of what it stores."""
+    quantized = precision in BITS
+    held = f"matrices in {precision}, all else in float32" if quantized else f"all in {precision}"
+    loading = _LOADING.format(held=held)
+    size = _stored(precision).itemsize
+    return model_card(source, facts, layout, size, provenance, loading, quantized=quantized)
+
+
+def _stored(precision: Precision) -> torch.dtype:
+    """Of what is not quantised."""
+    return torch.float16 if precision == "float16" else torch.float32
 
 
 def verify(destination: Path, layout: Layout, facts: Facts) -> Written:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +14,10 @@ from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.layout import Layout
 from prunec.exporters import hf
 from prunec.exporters.artefact import Provenance
-from prunec.exporters.card import with_section
+from prunec.exporters.card import Card, model_card
 from prunec.exporters.hf import verify as verify
 from prunec.exporters.hf_rules import LayoutKind
+from prunec.validators.manifest import CARD
 
 _STOCK = """\
 All layers are alike: vLLM serves it with its own class of the model, with nothing of ours.
@@ -27,7 +29,7 @@ vllm serve path/to/this/folder
 
 _PLUGIN = """\
 vLLM finds the class of this model where prunec is installed beside it, `pip install prunec`; no
-remote code is run. transformers opens the folder as well.
+remote code is run. transformers opens the folder as well, with `trust_remote_code=True`.
 
 ```
 vllm serve path/to/this/folder
@@ -68,10 +70,23 @@ def export(
         max_shard_bytes,
         provenance,
     )
-    card = destination / "README.md"
-    loading = _STOCK if layout_kind == "uniform" else _PLUGIN
-    text = with_section(card.read_text("utf-8"), "Loading", loading, before="Layers")
-    card.write_text(text, encoding="utf-8")
+    described = card(source, facts, layout, layout_kind, dtype, provenance)
+    (destination / CARD).write_text(described.render(), encoding="utf-8")
+
+
+def card(
+    source: Path,
+    facts: Facts,
+    layout: Layout,
+    layout_kind: LayoutKind,
+    dtype: torch.dtype,
+    provenance: Provenance,
+    **options: Any,
+) -> Card:
+    """What the folder tells of itself; `options` change nothing of it."""
+    plain = layout_kind == "uniform" and not _is_misread(facts, layout)
+    loading = _STOCK if plain else _PLUGIN
+    return model_card(source, facts, layout, dtype.itemsize, provenance, loading)
 
 
 def _is_misread(facts: Facts, layout: Layout) -> bool:

@@ -32,9 +32,10 @@ from prunec.compiler.model.layout import (
 )
 from prunec.exporters import configuration_decilm, hf
 from prunec.exporters.artefact import Provenance, Written
-from prunec.exporters.card import with_section
+from prunec.exporters.card import Card, model_card
 from prunec.exporters.hf_rules import LayoutKind
 from prunec.exporters.vllm_rules import DECILM_SETTINGS
+from prunec.validators.manifest import CARD
 
 # Keys of config.json that say where it is from, and those that pruning changes.
 _OF_A_FOLDER = ("model_type", "architectures", "auto_map", "_name_or_path")
@@ -53,9 +54,8 @@ vLLM serves this folder with no plugin; the configuration file beside the weight
 ```
 vllm serve path/to/this/folder --trust-remote-code
 ```
-
-Layers that have fewer query heads than the widest are filled up with zeros.
 """
+_FILLED = "Layers that have fewer query heads than others are filled up with zeros."
 
 
 def export(
@@ -89,9 +89,23 @@ def export(
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (destination / "config.json").write_text(text, encoding="utf-8")
     shutil.copy(configuration_decilm.__file__, destination)
-    card = destination / "README.md"
-    loading = with_section(card.read_text("utf-8"), "Loading", _LOADING, before="Layers")
-    card.write_text(loading, encoding="utf-8")
+    described = card(source, facts, layout, layout_kind, dtype, provenance)
+    (destination / CARD).write_text(described.render(), encoding="utf-8")
+
+
+def card(
+    source: Path,
+    facts: Facts,
+    layout: Layout,
+    layout_kind: LayoutKind,
+    dtype: torch.dtype,
+    provenance: Provenance,
+    **options: Any,
+) -> Card:
+    """What the folder tells of itself; `options` change nothing of it."""
+    full = filled_up(layout)
+    loading = _LOADING if full == layout else f"{_LOADING}\n{_FILLED}"
+    return model_card(source, facts, layout, dtype.itemsize, provenance, loading, stored=full)
 
 
 def filled_up(layout: Layout) -> Layout:

@@ -51,7 +51,8 @@ def code_cell(text: str) -> str:
 def fenced(text: str, language: str = "") -> str:
     """Lines of text as a code block, fenced with more backticks than they have in a row."""
     fence = "`" * max(3, _longest_run(text) + 1)
-    return f"{fence}{language}\n{printable(text)}\n{fence}"
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    return f"{fence}{language}\n{printable(lines)}\n{fence}"
 
 
 def _at_a_lines_beginning(line: str) -> str:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,11 @@ from prunec.compiler.store import Entry, LostResultError, file_sha256, sync_tree
 from prunec.exporters import exporter_for
 from prunec.exporters.artefact import Provenance
 from prunec.exporters.hf import model_config
+from prunec.validators.files import utf8, write_files
 from prunec.validators.manifest import CARD, LISTING
+
+#: What the store calls the hashes of an export's model cards.
+_CARDS = "cards"
 
 
 def run_export(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
@@ -115,6 +121,44 @@ def pruned_model(context: Context, step: Step) -> Any:
     return model.eval()
 
 
+def write_card(context: Context, step: Step, section: Mapping[str, str]) -> bool:
+    """Write the model card of a finished export anew, with a section of what was measured; False
+    where somebody has edited it: then it stays as it is."""
+    folder, entry = context.artefact(step), context.store.entry(step.fingerprint)
+    if card_is_edited(context, step):
+        return False
+    exporter, found = exporter_for(step.params), entry.found()
+    card = exporter.load().card(
+        context.folder,
+        context.subject.facts,
+        layout_from_plain(found["layout"], context.subject.facts.head_dim),
+        step.params["layout"],
+        getattr(torch, context.recipe.model.dtype),
+        provenance=_provenance(context),
+        **{name: step.params[name] for name in exporter.options},
+    )
+    data = utf8(card.render(section))
+    # Told to the store before it is written: a build that is killed in between still knows it.
+    ours = [*_cards(entry), hashlib.sha256(data).hexdigest()]
+    entry.save_json(_CARDS, {"sha256": sorted(set(ours))})
+    write_files(folder, {CARD: data})
+    return True
+
+
+def card_is_edited(context: Context, step: Step) -> bool:
+    """Whether an export's model card is there, and none that was ever written to it."""
+    card = context.artefact(step) / CARD
+    known = _cards(context.store.entry(step.fingerprint))
+    return card.is_file() and file_sha256(card) not in known
+
+
+def _cards(entry: Entry) -> list[str]:
+    """SHA-256 of all model cards that were written to an export: the first, which knows of no
+    verdict, and those that do."""
+    saved = entry.load_json(_CARDS) or {"sha256": []}
+    return [entry.found()["files"][CARD], *saved["sha256"]]
+
+
 def run_dense_export(context: Context, step: Step, entry: Entry, progress: Progress) -> Summary:
     """The dense model in a runtime's own form, kept in the store."""
     facts, params = context.subject.facts, step.params
@@ -146,24 +190,31 @@ def run_dense_export(context: Context, step: Step, entry: Entry, progress: Progr
 
 def _provenance(context: Context) -> Provenance:
     recipe = context.recipe
-    calibration = "no calibration text"
-    if recipe.calibration:
-        source = plain_source(recipe.calibration.source, context.base)
-        calibration = (
-            f"{describe_source(source)}, {recipe.calibration.tokens:,} tokens, "
-            f"seed {recipe.calibration.seed}"
-        )
     hub_id = None if recipe.model.folder else recipe.model.source
     return Provenance(
         recipe_text=context.recipe_text,
         plan=context.plan.as_dict(),
         source=hub_id or Path(recipe.model.source).name,
         method=recipe.method.kind,
-        calibration=calibration,
+        calibration=_calibration(context),
         hub_id=hub_id,
         commit=context.subject.commit,
         recovery=_recovery(context),
     )
+
+
+def _calibration(context: Context) -> str | None:
+    """Which text the weights were fitted to, in a phrase; None where none was read."""
+    calibration = context.recipe.calibration
+    if calibration is None:
+        return None
+    source = describe_source(plain_source(calibration.source, context.base))
+    drawn = next((s for s in context.plan.steps if s.name == "calibration-tokens"), None)
+    windows = math.ceil(calibration.tokens / calibration.sequence_length)
+    tokens = f"{windows * calibration.sequence_length:,} tokens"
+    if drawn is None or drawn.kind == "chosen":  # a tuner may have found fewer to be best
+        tokens = f"at most {tokens}, which the tuner chose"
+    return f"{source}, {tokens}, seed {calibration.seed}"
 
 
 def _recovery(context: Context) -> str | None:
@@ -172,11 +223,12 @@ def _recovery(context: Context) -> str | None:
     steps = [step for step in context.plan.steps if step.kind == "recover"]
     if recover is None or recover.source is None or not steps:
         return None
-    if not context.store.entry(steps[0].fingerprint).found()["recovery"]["kept"]:
+    found = context.store.entry(steps[0].fingerprint).found()["recovery"]
+    if not found["kept"]:
         return None
     source = describe_source(plain_source(recover.source, context.base))
     by = "low-rank adapters" if recover.kind == "lora" else "its layers one by one"
-    return f"trained back by {by} on {source}, {recover.tokens:,} tokens, seed {recover.seed}"
+    return f"trained back by {by} on {source}, {found['tokens']:,} tokens, seed {recover.seed}"
 
 
 def _provenance_digest(context: Context) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -121,6 +122,43 @@ def test_a_gate_that_is_too_tight_is_exit_code_1_and_told_everywhere(
     root = ET.parse(copied / "report" / "junit.xml").getroot()
     assert root.get("failures") == "1"
     assert [failure.get("message") for failure in root.iter("failure")] == [gate["message"]]
+
+
+def test_a_card_that_was_edited_is_kept_and_said_to_be(
+    copied: Path, recipe: Path, prunec: Run
+) -> None:
+    card = copied / "hf" / "README.md"
+    card.write_text("My own words.\n")
+    size = "validate.size={max_bytes_ratio: 2.0}"
+    build = ("build", recipe, "--output", copied, *options(*QUICK, *CHECKS, size))
+    done = prunec(*build)
+    assert done.returncode == 0
+    assert f"{card} was edited and is kept" in " ".join(done.stderr.split())
+    assert prunec("verify", copied).returncode == 0
+    (copied / "hf" / "model.safetensors").write_bytes(b"")
+    done = prunec(*build)
+    assert done.returncode == 3 and "README.md was edited" in done.stderr
+    assert card.read_text() == "My own words.\n"
+
+
+def test_a_card_is_told_of_the_verdict_though_a_kill_came_between(
+    copied: Path, recipe: Path, prunec: Run, before_write: Callable[..., Any]
+) -> None:
+    """The card is written, the manifest is not: the next build knows the card for its own."""
+
+    def interrupt(target: Path) -> None:
+        if target.name == "manifest.json":
+            signal.raise_signal(signal.SIGINT)
+
+    tight = "validate.perplexity.max_divergence=0.001"
+    build = ("build", recipe, "--output", copied, *options(*QUICK, *CHECKS, tight))
+    with before_write(interrupt):
+        assert prunec(*build).returncode == 130
+    card = copied / "hf" / "README.md"
+    assert "exceeds 0.001" in card.read_text() and not (copied / "manifest.json").exists()
+    done = prunec(*build)
+    assert done.returncode == 1 and "was edited" not in done.stderr
+    assert "exceeds 0.001" in card.read_text()
 
 
 @pytest.mark.parametrize(("says", "code"), [("fail", 1), ("pass", 0)])
