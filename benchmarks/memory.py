@@ -29,7 +29,7 @@ import matplotlib
 from builds import environment
 from large_llama import SHAPES, config_of, write
 
-from prunec.compiler.recipe_resources import in_bytes
+from prunec.compiler.recipe_sizes import in_bytes
 
 MEASURED = Path(__file__).parent / "measured" / "memory"
 GROUPS = Path("/sys/fs/cgroup")

@@ -156,7 +156,7 @@ def sweep(
     from prunec.compiler.sweep_command import plan_points
 
     def say(text: str) -> None:
-        _stderr().print(text, highlight=False, markup=False, soft_wrap=True)
+        _stderr().print(text, highlight=False, soft_wrap=True)
 
     path = shipped.find(recipe)
     find = subject_for_plan if only_plan else subject_for_build
@@ -443,13 +443,12 @@ def _print_json(value: Any) -> None:
 
 
 def _stdout() -> Console:
-    from rich.console import Console
+    from prunec.compiler.terminal import stdout
 
-    # Piped into a file there is no terminal's width to keep to.
-    return Console() if sys.stdout.isatty() else Console(width=120)
+    return stdout()
 
 
 def _stderr() -> Console:
-    from rich.console import Console
+    from prunec.compiler.terminal import stderr
 
-    return Console(stderr=True)
+    return stderr()

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from prunec.validators.units import count
+from prunec.validators.units import count, printable
 
 #: Seconds between the lines that stand in for a bar where there is none.
 LINES_APART = 60.0
@@ -31,7 +30,7 @@ class Narrator:
         self._bars = console.is_terminal and not os.environ.get("PRUNEC_NO_PROGRESS")
 
     def say(self, text: str) -> None:
-        self.console.print(escape(text), highlight=False, soft_wrap=True)
+        self.console.print(Text(printable(text)), soft_wrap=True)
 
     @contextmanager
     def step(self, label: str) -> Iterator[Callable[[int, int, str], None]]:
@@ -47,9 +46,9 @@ class Narrator:
     def _bar(self, label: str) -> Iterator[Callable[[int, int, str], None]]:
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             _Times(Column(no_wrap=True)),
         )
         with Progress(
@@ -59,10 +58,10 @@ class Narrator:
             get_time=self._clock,
             speed_estimate_period=_REMEMBERED,
         ) as bar:
-            task = bar.add_task(escape(label), total=None, state="")
+            task = bar.add_task(printable(label), total=None, state="")
 
             def update(done: int, total: int, note: str) -> None:
-                state = escape(_state(done, total, note))
+                state = printable(_state(done, total, note))
                 bar.update(task, completed=done, total=total, state=state)
 
             yield update
@@ -79,7 +78,7 @@ class Narrator:
         return update
 
     def _whisper(self, text: str) -> None:
-        self.console.print(f"  {escape(text)}", style="dim", highlight=False, soft_wrap=True)
+        self.console.print(Text(f"  {printable(text)}", style="dim"), soft_wrap=True)
 
 
 class _Times(ProgressColumn):

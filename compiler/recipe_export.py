@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from prunec.compiler.recipe_sizes import ShardSize
 from prunec.compiler.recipe_sources import Section
 
 
@@ -17,10 +18,9 @@ class HfExport(Section):
     """A Hugging Face checkpoint: safetensors, config, tokenizer, model card."""
 
     kind: Literal["hf"] = Field(description="The format that is written.")
-    max_shard_bytes: int = Field(
+    max_shard_bytes: ShardSize = Field(
         default=5_000_000_000,
-        ge=1_000_000,
-        description="A safetensors file larger than this is split, in bytes.",
+        description="A safetensors file larger than this is split: bytes, or `5GB`.",
     )
 
 
@@ -41,10 +41,9 @@ class VllmExport(Section):
         description="GPUs that a layer is to be split over: query heads and FFN widths stay "
         "multiples of it, KV heads divide it or are multiples of it.",
     )
-    max_shard_bytes: int = Field(
+    max_shard_bytes: ShardSize = Field(
         default=5_000_000_000,
-        ge=1_000_000,
-        description="A safetensors file larger than this is split, in bytes.",
+        description="A safetensors file larger than this is split: bytes, or `5GB`.",
     )
 
 

@@ -7,41 +7,14 @@ Imported through `prunec.compiler.recipe`, which is the whole contract.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema
+from pydantic import BeforeValidator, Field, ValidationInfo
 
 from prunec.compiler.diagnostics import shown
 from prunec.compiler.recipe_checks import refusal
+from prunec.compiler.recipe_sizes import Size
 from prunec.compiler.recipe_sources import Section
-
-_UNITS = {"B": 1} | {
-    f"{prefix}{infix}B": base**power
-    for power, prefix in enumerate("KMGT", start=1)
-    for infix, base in (("i", 1024), ("", 1000))
-}
-_SIZE = re.compile(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})", re.ASCII)
-_NEARLY = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt])i?b?", re.ASCII | re.IGNORECASE)
-
-
-def in_bytes(value: object) -> object:
-    """The bytes of a size such as `6GiB`."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        if size := _SIZE.fullmatch(value):
-            number, unit = size.groups()
-            value = int(float(number) * _UNITS[unit])
-        elif nearly := _NEARLY.fullmatch(value):
-            meant = f"{nearly[1]}{nearly[2].upper()}iB"
-            raise refusal(f"is {shown(value)}; it must be a size with its unit", f"write {meant}")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise refusal(
-            f"is {shown(value)}; it must be a size with its unit, or a whole number of bytes",
-            "write it as 6GiB, 512MiB or 70GB",
-        )
-    return value
 
 
 def auto_or_number(value: object) -> object:
@@ -61,19 +34,6 @@ def of_a_gpu(value: object, info: ValidationInfo) -> object:
 
 
 _MOST_THREADS = 4096
-
-Size = Annotated[
-    int,
-    BeforeValidator(in_bytes),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "minimum": 1},
-                {"type": "string", "pattern": f"^{_SIZE.pattern}$"},
-            ]
-        }
-    ),
-]
 
 
 class Resources(Section):

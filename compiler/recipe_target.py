@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from prunec.compiler import recipe_checks
 from prunec.compiler.recipe_checks import refusal
+from prunec.compiler.recipe_sizes import Size
 from prunec.compiler.recipe_sources import Section
 
 LatencyTable = Annotated[
@@ -57,12 +58,12 @@ class Target(Section):
     parameters: int | None = Field(
         default=None, ge=1, description="The most parameters, embeddings included."
     )
-    weight_bytes: int | None = Field(
-        default=None, ge=1, description="The most bytes that the weights take, at model.dtype."
-    )
-    kv_bytes_per_token: int | None = Field(
+    weight_bytes: Size | None = Field(
         default=None,
-        ge=1,
+        description="The most bytes that the weights take, at model.dtype: a number, or `6GiB`.",
+    )
+    kv_bytes_per_token: Size | None = Field(
+        default=None,
         description="The most bytes that a token adds to the KV cache, at model.dtype; MLPs stay "
         "as they are.",
     )

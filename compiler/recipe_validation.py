@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from prunec.compiler import recipe_checks
 from prunec.compiler.diagnostics import quoted
 from prunec.compiler.recipe_checks import refusal
+from prunec.compiler.recipe_sizes import Size
 from prunec.compiler.recipe_sources import Bos, Name, Section, Source, WholeWindows
 
 Positive = Annotated[float, Field(gt=0)]
@@ -167,8 +168,8 @@ class SpeedCheck(Section):
 class SizeCheck(Section):
     """What every artefact takes, on disk and in memory."""
 
-    max_bytes: int | None = Field(
-        default=None, ge=1, description="Gate: bytes of an artefact's files."
+    max_bytes: Size | None = Field(
+        default=None, description="Gate: bytes of an artefact's files: a number, or `6GiB`."
     )
     max_bytes_ratio: Positive | None = Field(
         default=None,

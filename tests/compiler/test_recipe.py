@@ -84,6 +84,39 @@ def test_every_field_of_the_schema_is_described_and_draft_7() -> None:
     assert "$defs" not in json.dumps(schema)
 
 
+def test_every_number_of_bytes_may_be_written_with_its_unit(recipe: Path) -> None:
+    schema = recipe_schema()
+    fields = {
+        f"{section}.{name}": field
+        for section, content in schema["definitions"].items()
+        for name, field in content.get("properties", {}).items()
+        if ("bytes" in name and "ratio" not in name) or name in ("memory", "gpu_memory", "disk")
+    }
+    assert {"Target.weight_bytes", "SizeCheck.max_bytes", "HfExport.max_shard_bytes"} <= {*fields}
+    for name, field in fields.items():
+        assert "|MiB|" in json.dumps(field), name
+    loaded = load_recipe(
+        recipe,
+        [
+            "target={weight_bytes: 1.5 GiB}",
+            "export=[{kind: hf, max_shard_bytes: 2GB}, {kind: vllm, max_shard_bytes: 512MiB}]",
+            "validate={size: {max_bytes: 3GB}}",
+        ],
+    )
+    assert loaded.target.weight_bytes == 3 << 29
+    assert [each.model_dump()["max_shard_bytes"] for each in loaded.export] == [
+        2_000_000_000,
+        512 << 20,
+    ]
+    assert loaded.validation is not None and loaded.validation.size is not None
+    assert loaded.validation.size.max_bytes == 3_000_000_000
+    small = load_recipe(recipe, ["target={kv_bytes_per_token: 1KiB}"])
+    assert small.target.kv_bytes_per_token == 1024
+    for wrong in ("target={weight_bytes: 6 gigabytes}", "target={weight_bytes: 6g}"):
+        with pytest.raises(UserError, match="must be a size with its unit"):
+            load_recipe(recipe, [wrong])
+
+
 def test_what_is_left_out_is_settled(recipe: Path) -> None:
     settled = load_recipe(recipe)
     assert settled.method == TyrMethod(kind="tyr")
