@@ -54,12 +54,14 @@ class Subject:
     folder: where its checkpoint lies, None while only its config is known
     identity: changes when the checkpoint does
     commit: of the hub's model, where it was looked up
+    warnings: what its files hold that a build can go on with, and its user should know
     """
 
     facts: Facts
     folder: Path | None
     identity: str
     commit: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class PlanBuilder:
@@ -71,7 +73,7 @@ class PlanBuilder:
         self.folder = subject.folder
         self.identity = subject.identity
         self.steps: list[Step] = []
-        self.warnings: list[str] = []
+        self.warnings = list(subject.warnings)
         self.sizes = Sizes(subject.facts, recipe.model.dtype)
         self.model = {"identity": subject.identity, "dtype": recipe.model.dtype}
 

@@ -7,7 +7,7 @@ steps of their own, so that builds of one dense model share what was measured of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunec import recipes
@@ -16,6 +16,7 @@ from prunec.compiler.diagnostics import RecipeProblemError
 from prunec.compiler.estimates import Windows
 from prunec.compiler.estimates_artefact import answers, elsewhere, graph, measurement
 from prunec.compiler.estimates_search import distribution_bytes
+from prunec.compiler.model.census import listed, unused_tensors
 from prunec.compiler.model.layout import dense_layout
 from prunec.compiler.plan import Step, digest
 from prunec.compiler.plan_builder import PlanBuilder
@@ -44,6 +45,7 @@ def add_measurements(
 
     kept: about as many bytes as an artefact's weights have
     """
+    _check_vllm_opens(steps, validation)
     _add_texts(steps, validation, artefacts, kept)
     _add_parity(steps, validation, artefacts, kept)
     _add_tasks(steps, validation, artefacts, kept)
@@ -63,6 +65,24 @@ def add_measurements(
             # In processes of their own, one after the other; the dense model is the larger one.
             elsewhere(steps.sizes, steps.sizes.dense_bytes),
         )
+
+
+def _check_vllm_opens(steps: PlanBuilder, validation: Validation) -> None:
+    """RecipeProblemError where vLLM is to open a dense checkpoint with tensors that it refuses and
+    transformers leaves out."""
+    odd = [name for name in unused_tensors(steps.facts) if "rotary_emb." not in name]
+    asked: dict[str, Sequence[str]] = {
+        "validate.speed.runtimes": validation.speed.runtimes if validation.speed else [],
+        "validate.tasks.backends": validation.tasks.backends if validation.tasks else [],
+    }
+    for key, runtimes in asked.items():
+        if odd and "vllm" in runtimes:
+            raise RecipeProblemError(
+                key,
+                f"{key} has vllm, which does not open the dense model, since its files hold "
+                f"{listed(odd)}",
+                hint="load the model with transformers, save it elsewhere and give that folder",
+            )
 
 
 def _add_texts(

@@ -6,21 +6,30 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 
 from prunec.compiler.calibration.sources import SourceError, file_identity
 from prunec.compiler.diagnostics import BuildError, RecipeProblemError
+from prunec.compiler.model.census import listed, unused_tensors
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import Facts, facts_from_config
-from prunec.compiler.model.folder import facts_from_folder
-from prunec.compiler.model.headers import INDEX, check_inside, read_json, shard_names
+from prunec.compiler.model.folder import ADAPTER, check_no_adapter, facts_from_folder
+from prunec.compiler.model.headers import (
+    INDEX,
+    SINGLE,
+    check_inside,
+    indexed_names,
+    read_json,
+    shard_names,
+)
 from prunec.compiler.plan import digest
 from prunec.compiler.plan_builder import Subject
 from prunec.compiler.recipe import ModelSpec
 from prunec.exporters import EXPORTERS
 
-#: What a build reads of a hub repository: no pickles, no code.
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+#: What a build reads of a hub repository before it knows which weights it needs: no code.
+_HUB_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 _HUB_FILES += ["LICENSE*", "NOTICE*", "USE_POLICY*"]
 
 
@@ -33,7 +42,8 @@ def subject_for_plan(model: ModelSpec) -> Subject:
         if model.config:
             config, revision = model.config, model.revision or "main"
         else:
-            snapshot = _from_hub(model, ["config.json"])
+            snapshot = _from_hub(model, ["config.json", ADAPTER])
+            check_no_adapter(snapshot)
             config, revision = snapshot / "config.json", snapshot.name
             commit = snapshot.name
         facts = facts_from_config(read_json(config))
@@ -47,7 +57,7 @@ def subject_for_build(model: ModelSpec) -> Subject:
     """The model with its checkpoint, from the hub if need be. RecipeProblemError, BuildError."""
     if model.folder:
         return _from_folder(model.folder, model)
-    snapshot = _from_hub(model, _HUB_FILES)
+    snapshot = _with_weights(model, _from_hub(model, _HUB_FILES))
     subject = replace(_from_folder(snapshot, model), commit=snapshot.name)
     if model.config and _sizes(facts_from_config(read_json(model.config))) != _sizes(subject.facts):
         raise RecipeProblemError(
@@ -56,6 +66,18 @@ def subject_for_build(model: ModelSpec) -> Subject:
             hint="remove model.config, or copy the model's own config.json there",
         )
     return subject
+
+
+def _with_weights(model: ModelSpec, snapshot: Path) -> Path:
+    """The snapshot with the weights that its index names: repositories hold the same ones in other
+    forms too. What its small files say of the model is looked at before any is fetched."""
+    try:
+        check_no_adapter(snapshot)
+        facts_from_config(read_json(snapshot / "config.json"))
+        weights = indexed_names(snapshot) or [SINGLE]
+    except ModelError as error:
+        raise _unusable(error, model) from None
+    return _from_hub(model, [escape(name) for name in weights], commit=snapshot.name)
 
 
 def _from_folder(folder: Path, model: ModelSpec) -> Subject:
@@ -67,7 +89,14 @@ def _from_folder(folder: Path, model: ModelSpec) -> Subject:
         identity = digest([[name, file_identity(folder / name)] for name in names])
     except (ModelError, SourceError) as error:
         raise _unusable(error, model) from None
-    return Subject(facts, folder, identity)
+    return Subject(facts, folder, identity, warnings=_left_out(facts, model))
+
+
+def _left_out(facts: Facts, model: ModelSpec) -> tuple[str, ...]:
+    unused = unused_tensors(facts)
+    if not unused:
+        return ()
+    return (f"{model.source}: no language model uses {listed(unused)}; they are left out",)
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
@@ -85,14 +114,16 @@ def _files_read(folder: Path) -> Iterable[str]:
     return sorted(names)
 
 
-def _from_hub(model: ModelSpec, patterns: list[str]) -> Path:
-    """A snapshot's folder, named by its commit."""
+def _from_hub(model: ModelSpec, patterns: list[str], commit: str | None = None) -> Path:
+    """A snapshot's folder, named by its commit: the one that is given, or the recipe's."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(
-            snapshot_download(model.source, revision=model.revision, allow_patterns=patterns)
+            snapshot_download(
+                model.source, revision=commit or model.revision, allow_patterns=patterns
+            )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -103,7 +134,9 @@ def _from_hub(model: ModelSpec, patterns: list[str]) -> Path:
 
 
 def _unusable(error: ModelError | SourceError, model: ModelSpec) -> RecipeProblemError:
-    return RecipeProblemError("model.source", f"{model.source}: {error.message}", error.hint)
+    named = model.source in error.message
+    sentence = error.message if named else f"{model.source}: {error.message}"
+    return RecipeProblemError("model.source", sentence, error.hint)
 
 
 def _sizes(facts: Facts) -> tuple[object, ...]:

@@ -78,6 +78,11 @@ def weight_files(folder: Path) -> dict[str, frozenset[str] | None]:
                 f"{repr(name)[:200]}"
             )
         placed.setdefault(name, set()).add(tensor)
+    if (folder / _SINGLE).exists() and _SINGLE not in placed:  # tools differ in what they read
+        raise ValidationError(
+            f"{folder} holds {_SINGLE}, and an {_INDEX} that names other files",
+            hint="one of the two is left over from another model: remove it",
+        )
     return {name: frozenset(tensors) for name, tensors in sorted(placed.items())}
 
 

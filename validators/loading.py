@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ from prunec.validators.streaming import ON_DISK, Streamed
 
 _transformers_log: Any = transformers_logging  # carries no types
 _accelerate_log = logging.getLogger("accelerate.big_modeling")
+
+#: Tensors that a language model computes nothing with: rotary frequencies and masks, which are made
+#: from the config, and value heads, which PPO trains beside a policy.
+_UNUSED = re.compile(
+    r"(.+\.)?(rotary_emb\.(inv_freq|cos_cached|sin_cached)|masked_bias|position_ids)|v_head\..+"
+)
 
 #: What has to be left beside weights for what is computed with them: logits of a batch, mostly.
 _LEAST_ROOM = 1 << 30
@@ -149,7 +156,8 @@ def open_model(
             hint="`prunec inspect` says what else disagrees",
         )
     for what in ("missing", "unexpected"):
-        if names := sorted(str(name) for name in info[f"{what}_keys"]):
+        odd = (str(name) for name in info[f"{what}_keys"])
+        if names := sorted(name for name in odd if not _UNUSED.fullmatch(name)):
             raise ValidationError(
                 f"{folder} loads with {len(names)} {what} tensors, the first {names[0]}",
                 hint="config.json and the safetensors files are not of the same model",
@@ -174,15 +182,18 @@ def _headers(folder: Path) -> dict[str, TensorHeader]:
 @contextmanager
 def _quietly() -> Iterator[None]:
     # The caller draws its own progress bars; two on one terminal garble each other. And it knows
-    # that weights stay on disk, which accelerate warns of.
+    # that weights stay on disk, which accelerate warns of, and tells of tensors that do not fit.
     were_enabled = _transformers_log.is_progress_bar_enabled()
+    verbosity = _transformers_log.get_verbosity()
     _transformers_log.disable_progress_bar()
+    _transformers_log.set_verbosity_error()
     level = _accelerate_log.level
     _accelerate_log.setLevel(logging.ERROR)
     try:
         yield
     finally:
         _accelerate_log.setLevel(level)
+        _transformers_log.set_verbosity(verbosity)
         if were_enabled:
             _transformers_log.enable_progress_bar()
 

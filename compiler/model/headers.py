@@ -8,6 +8,7 @@ import math
 import operator
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,16 @@ _MAX_HEADER = 100_000_000  # the format's own limit
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8}
 _BITS |= {"U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}
 _DTYPE, _MOST_AXES = re.compile(r"[A-Z0-9_]{1,20}"), 64
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+#: Weights that are no checkpoint of ours, and what is said of them.
+_OTHERS = (
+    (f"as safetensors of other names ({{}}), without {SINGLE} or {INDEX}", (".safetensors",)),
+    ("as GGUF only ({})", (".gguf",)),
+    (
+        "as pickles only ({}), which prunec never opens",
+        (".bin", ".pt", ".pth", ".ckpt", ".pkl"),
+    ),
+)
+_BLOCK = 2**22  # bytes of a tensor that are looked at together
 # What reading a header raises when it is not one: bad JSON, or JSON of another structure.
 _DAMAGE = (ValueError, RecursionError, TypeError, KeyError, AttributeError, OverflowError)
 
@@ -50,29 +60,50 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def shard_names(folder: Path) -> list[str]:
     """The checkpoint's safetensors files, in order. None of them may lie outside the folder."""
-    if (folder / INDEX).exists():
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ModelError(f"{folder / INDEX} has no weight_map")
-        names = sorted({str(name) for name in weight_map.values()})
-    elif (folder / SINGLE).exists():
-        names = [SINGLE]
-    else:
-        pickles = sorted(path.name for suffix in _PICKLES for path in folder.glob(f"*{suffix}"))
+    names, single = indexed_names(folder), (folder / SINGLE).exists()
+    if names and single and SINGLE not in names:  # transformers reads the one, vLLM the others
         raise ModelError(
-            f"{folder} holds its weights as pickles only ({pickles[0]}), which prunec never opens"
-            if pickles
-            else f"{folder} holds neither {SINGLE} nor {INDEX}",
+            f"{folder} holds {SINGLE}, and an {INDEX} that names other files",
+            hint="one of the two is left over from another model: remove it",
+        )
+    if not names and single:
+        names = [SINGLE]
+    if not names:
+        raise ModelError(
+            _other_weights(folder),
             hint="prunec reads safetensors only; save the model with save_pretrained first",
         )
     present = {path.name for path in folder.iterdir() if path.is_file()}
     for name in names:
-        if Path(name).name != name:
-            raise ModelError(f"{folder / INDEX} names a shard outside its folder: {name[:80]!r}")
         if name not in present:
             raise ModelError(f"{folder}: {name[:80]!r} is missing, though the index names it")
         check_inside(folder, name)
     return names
+
+
+def indexed_names(folder: Path) -> list[str]:
+    """The shards that an index names, in order; none without an index."""
+    if not (folder / INDEX).exists():
+        return []
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{folder / INDEX} has no weight_map")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise ModelError(f"{folder / INDEX} names a shard outside its folder: {name[:80]!r}")
+    return names
+
+
+def _other_weights(folder: Path) -> str:
+    """What a folder without a checkpoint holds in its place."""
+    names = sorted(path.name for path in folder.iterdir())
+    for what, suffixes in _OTHERS:
+        found = [name for name in names if name.endswith(suffixes)]
+        if found:
+            count = f"{found[0]}, one of {len(found)}" if found[1:] else found[0]
+            return f"{folder} holds its weights {what.format(count)}"
+    return f"{folder} holds neither {SINGLE} nor {INDEX}"
 
 
 def check_inside(folder: Path, name: str) -> None:
@@ -92,6 +123,10 @@ def read_headers(folder: Path) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for shard in shard_names(folder):
         for name, entry in read_header(folder / shard).items():
+            if name in tensors:
+                raise ModelError(
+                    f"{folder}: {name[:80]!r} is in both {tensors[name].shard} and {shard}"
+                )
             tensors[name] = TensorInfo(entry["dtype"], tuple(entry["shape"]), shard)
     return tensors
 
@@ -120,6 +155,18 @@ def read_header(path: Path) -> dict[str, Any]:
     if any(begin != end for (_, end), (begin, _) in pairwise([(0, 0), *spans])):
         raise ModelError(f"{path} has a damaged header: its tensors overlap or leave gaps")
     return dict(header)
+
+
+def value_blocks(path: Path, name: str) -> Iterator[bytes]:
+    """A tensor's bytes as a safetensors file holds them, some at a time."""
+    begin, end = read_header(path)[name]["data_offsets"]
+    try:
+        with path.open("rb") as file:
+            file.seek(8 + struct.unpack("<Q", file.read(8))[0] + begin)
+            for at in range(begin, end, _BLOCK):
+                yield file.read(min(_BLOCK, end - at))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _span(name: str, entry: Any) -> tuple[int, int]:

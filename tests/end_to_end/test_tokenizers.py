@@ -76,3 +76,36 @@ def test_a_text_without_an_end_is_refused(build: Run, model: Path) -> None:
         edit(model / file, eos_token_id=None)
     done = build()
     assert done.returncode == 3 and "says which token ends a text" in done.stderr
+
+
+def add_token(model: Path, token: str) -> int:
+    """Adds a token to a tokenizer behind all others; its id."""
+    path = model / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    number = len(tokenizer["model"]["vocab"])
+    added = {"id": number, "content": token, "special": True}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer["added_tokens"].append(added | flags)
+    path.write_text(json.dumps(tokenizer))
+    return number
+
+
+@pytest.fixture
+def grown(tiny_llama: Model, tmp_path: Path) -> Path:
+    """A model, to write to, whose tokenizer has one token more, <|im_end|>, than it has rows."""
+    known = json.loads((tiny_llama() / "tokenizer.json").read_text())["model"]["vocab"]
+    folder = shutil.copytree(tiny_llama(vocab=len(known)), tmp_path / "grown")
+    assert add_token(folder, "<|im_end|>") == len(known)
+    return folder
+
+
+def test_a_text_with_tokens_beyond_the_vocabulary_is_refused(
+    build: Run, grown: Path, tmp_path: Path
+) -> None:
+    source = ("--set", f"model.source={grown}")
+    assert build(*source, "--set", "validate=null").returncode == 0  # the text has none of it
+    (tmp_path / "chat.txt").write_text("def self<|im_end|>" * 2000)
+    text = {"kind": "text", "files": [str(tmp_path / "chat.txt")]}
+    done = build(*source, "--set", f"calibration.source={json.dumps(text)}")
+    assert done.returncode == 3
+    assert "calibration-tokens: the text holds the token '<|im_end|>', id 2" in done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from prunec.validators.errors import ValidationError
@@ -42,6 +43,19 @@ def test_a_tensor_that_does_not_fit_the_config_is_named(
         f"{folder} does not load: "
         "model.layers.0.mlp.down_proj.weight is [64, 96], by config.json it is [64, 80]"
     )
+
+
+@pytest.mark.parametrize("name", ["v_head.summary.weight", "model.layers.0.masked_bias"])
+def test_a_tensor_that_computes_nothing_is_left_out(
+    name: str, tiny_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_llama(), tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {name: torch.ones(4)}, folder / "model.safetensors", {"format": "pt"})
+    assert open_model(folder, torch.float32).vocab_size == 300
+    save_file(weights | {"head.bias": torch.ones(4)}, folder / "model.safetensors")
+    with pytest.raises(ValidationError, match=r"1 unexpected tensors, the first head\.bias"):
+        open_model(folder, torch.float32)
 
 
 def test_an_adapter_beside_the_weights_does_not_take_their_place(
