@@ -38,6 +38,7 @@ class StoredLayers:
 
     def save(self, index: int, nested: NestedLayer, cut: CutLayer) -> None:
         if self.with_nested:
+            self.entry.forget_tensors(f"layer-{index}")  # never beside the sizes of another one
             save_nested(self.entry, index, nested)
         save_cut(self.entry, index, cut)
 

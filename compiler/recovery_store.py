@@ -53,6 +53,6 @@ class StoredLayerRecovery:
         return (cut, LayerRecovery(**went)) if cut and went else None
 
     def save(self, index: int, cut: CutLayer, recovery: LayerRecovery) -> None:
-        self.entry.forget_tensors(f"layer-{index}")
-        save_cut(self.entry, index, cut)
+        self.entry.forget_tensors(f"layer-{index}")  # never beside what is told of another one
         self.entry.save_json(f"layer-{index}", asdict(recovery))
+        save_cut(self.entry, index, cut)

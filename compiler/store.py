@@ -3,7 +3,9 @@
 
 Every file is written beside its place, flushed to the disk and renamed. A tensor file carries its
 digest in its name and a JSON file inside, so that damage is found when it is read: what is damaged
-counts as missing and is made again. A step is finished when its `finished.json` is there.
+counts as missing and is made again. Of what is saved under a name there is one version: the earlier
+one goes before the later one comes, so that a kill between the two leaves none. A step is finished
+when its `finished.json` is there.
 """
 
 from __future__ import annotations
@@ -83,7 +85,11 @@ class Entry:
 
     def reopen(self) -> None:
         """Count the step as not done; what it saved and is sound stays."""
-        (self.folder / f"{_FINISHED}.json").unlink(missing_ok=True)
+        self.forget_json(_FINISHED)
+
+    def forget_json(self, name: str) -> None:
+        """Remove a saved value, if there is one."""
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
 
     def save_json(self, name: str, value: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +116,8 @@ class Entry:
         facts: Mapping[str, Any] | None = None,
         dtypes: Mapping[str, dtype] | None = None,
     ) -> None:
-        """Save tensors under a name, with JSON-ready facts beside them.
+        """Save tensors under a name, with JSON-ready facts beside them; what was saved under it
+        before goes.
 
         `dtypes` are of those that are stored at another than their own; they are converted while
         they are written, with no second copy.
@@ -122,6 +129,10 @@ class Entry:
         sha256 = save(partial, tensors, {"facts": json.dumps(facts or {})}, dtypes)
         target = self.folder / f"{name}.{sha256[:16]}.safetensors"
         _sync(partial)
+        if earlier := [path for path in self._versions(name) if path != target]:
+            for path in earlier:
+                path.unlink(missing_ok=True)
+            _sync(self.folder)  # else a power cut might keep both
         partial.rename(target)
         _sync(self.folder)
 
@@ -143,17 +154,27 @@ class Entry:
         return tensors, facts
 
     def tensor_file(self, name: str) -> Path | None:
-        """The file of tensors that were saved; None if there are none, or they are damaged."""
-        for path in sorted(self.folder.glob(f"{name}.*.safetensors")):
+        """The file of tensors that were saved; None if there are none, or they are damaged, or
+        nothing tells which of several versions is the last one."""
+        sound = []
+        for path in self._versions(name):
             if file_sha256(path)[:16] == path.name.split(".")[-2]:
-                return path
-            path.unlink()
-        return None
+                sound.append(path)
+            else:
+                path.unlink(missing_ok=True)
+        if len(sound) > 1:
+            self.forget_tensors(name)
+            return None
+        return sound[0] if sound else None
 
     def forget_tensors(self, name: str) -> None:
-        """Remove tensors that were saved and are of no more use."""
-        for path in self.folder.glob(f"{name}.*.safetensors"):
+        """Remove tensors that were saved and are of no more use. `name` may be a pattern."""
+        for path in self._versions(name):
             path.unlink(missing_ok=True)
+
+    def _versions(self, name: str) -> list[Path]:
+        """The files under a name: one, or none, unless another program has put some there."""
+        return list(self.folder.glob(f"{name}.{'[0-9a-f]' * 16}.safetensors"))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -31,9 +31,7 @@ def run_finalists(context: Context, step: Step, entry: Entry, progress: Progress
     best = place_of_least(values)
     layers, layout = context.entry(step, roles[best]), context.found(step, roles[best])["layout"]
     for index in range(len(layout)):
-        cut = _cut(layers, index)
-        entry.forget_tensors(f"layer-{index}")
-        save_cut(entry, index, cut)
+        save_cut(entry, index, _cut(layers, index))
     return {
         "token_forwards": len(roles) * held_out.ids.numel(),
         "layout": layout,

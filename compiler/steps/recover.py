@@ -62,6 +62,7 @@ def run_recover(context: Context, step: Step, entry: Entry, progress: Progress) 
     finished = entry.load_json(_OUTCOME)
     if finished and all(entry.tensor_file(f"layer-{index}") for index in range(len(layout))):
         return finished
+    entry.forget_json(_OUTCOME)  # never beside layers of another training
     work = Entry(entry.folder / "work")  # what a killed build goes on from
     run = _by_adapters if step.params["kind"] == "lora" else _by_layers
     trained = run(context, step, work, progress)
@@ -69,7 +70,6 @@ def run_recover(context: Context, step: Step, entry: Entry, progress: Progress) 
         cut = _cut(context.entry(step, "layers"), index)
         changed = trained.tensors(index) if trained.result.kept else {}
         kept = {n: changed[n].to(t.dtype) if n in changed else t for n, t in cut.tensors.items()}
-        entry.forget_tensors(f"layer-{index}")
         save_cut(entry, index, CutLayer(cut.selection, kept))
     found = {
         "recovery": asdict(trained.result),

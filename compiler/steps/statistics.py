@@ -141,6 +141,7 @@ class StoredStatistics:
         numbers: list[dict[str, Any]] = [
             {name: getattr(group, name) for name in _NUMBERS} for group in statistics
         ]
+        self.entry.forget_tensors(_name(layer))  # never beside numbers of others
         self.entry.save_json(_name(layer), {"groups": numbers})
         self.entry.save_tensors(_name(layer), tensors)
         self.entry.forget_tensors(f"gradients-{layer + 1}")
