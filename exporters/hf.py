@@ -108,12 +108,11 @@ def model_config(
 
     Model-wide sizes are the largest of any layer, and at least 1 since tools divide by them.
     """
-    kept = {key: value for key, value in facts.config.items() if key not in _DROPPED_KEYS}
+    kept = {key: value for key, value in facts.settled().items() if key not in _DROPPED_KEYS}
     config = {
         **kept,
         "architectures": [facts.family.architecture],
         "dtype": str(dtype).removeprefix("torch."),
-        "head_dim": facts.head_dim,
         "num_attention_heads": max(1, *(spec.query_heads for spec in layout)),
         "num_key_value_heads": max(1, *(spec.kv_heads for spec in layout)),
         "intermediate_size": max(1, *(spec.ffn for spec in layout)),

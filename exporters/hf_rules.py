@@ -8,6 +8,7 @@ from typing import Literal
 
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import Facts
+from prunec.compiler.model.rope import rope_sections
 
 LayoutKind = Literal["uniform", "per_layer"]
 
@@ -53,8 +54,7 @@ def attention_is_legal(
 
 
 def _has_long_rope(facts: Facts) -> bool:
-    rope = facts.config.get("rope_scaling") or facts.config.get("rope_parameters") or {}
-    return isinstance(rope, dict) and "long_factor" in rope
+    return any("long_factor" in section for section in rope_sections(facts.config))
 
 
 def mlp_is_legal(layout_kind: LayoutKind, ffn: int) -> bool:

@@ -165,7 +165,7 @@ def decilm_config(facts: Facts, full: Layout, dtype: torch.dtype) -> dict[str, A
     What the dense model's leaves out is said, as its own class settles it: DeciLM's defaults are
     others.
     """
-    source = {key: value for key, value in facts.config.items() if key not in _OF_A_FOLDER}
+    source = {key: value for key, value in facts.settled().items() if key not in _OF_A_FOLDER}
     settled = AutoConfig.for_model(facts.family.model_type, **source).to_dict()
     pruned = hf.model_config(facts, full, "uniform", dtype)
     blocks = [

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests.published_configs import PUBLISHED
 
 # Fresh random numbers in every run, the same in all its processes; set it to see a failure again.
 os.environ.setdefault("PRUNEC_TEST_SEED", str(int.from_bytes(os.urandom(4), "big")))
@@ -95,18 +98,24 @@ def make_model(
             },
         )
     )
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if name.endswith("norm.weight"):
-                parameter.copy_(1 + 0.2 * noise)
-            elif name.endswith("bias"):
-                parameter.copy_(0.1 * noise)
-            else:
-                parameter.copy_(noise * parameter.shape[1] ** -0.5)
+    _randomise(model, seed)
     model = model.to(getattr(torch, dtype))
     model.save_pretrained(folder, max_shard_size=shard_bytes or "1GB")
+    _save_tokenizer(folder)
+    return folder
+
+
+def make_published(folder: Path, config: dict[str, Any], seed: int = 0) -> Path:
+    """`make_model` of a config.json as its publisher wrote it, which lies there unchanged."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = json.dumps(config, indent=2)
+    (folder / "config.json").write_text(written)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    _randomise(model, seed)
+    model.float().save_pretrained(folder)
+    (folder / "config.json").write_text(written)
     _save_tokenizer(folder)
     return folder
 
@@ -135,6 +144,19 @@ def tiny_family(tiny_llama: Callable[..., Path]) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture(scope="session")
+def published_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A model with the config.json of a row of `PUBLISHED`: do not write to its folder."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            made[name] = make_published(tmp_path_factory.mktemp("published"), PUBLISHED[name])
+        return made[name]
+
+    return make
+
+
 @pytest.fixture
 def peak_growth() -> Callable[[str], int]:
     """Bytes by which a Python program's peak resident set grows behind its call of `start()`."""
@@ -150,6 +172,21 @@ def peak_growth() -> Callable[[str], int]:
         return int(run.stdout.split()[-1])
 
     return grown
+
+
+def _randomise(model: Any, seed: int) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("norm.weight"):
+                parameter.copy_(1 + 0.2 * noise)
+            elif name.endswith("bias"):
+                parameter.copy_(0.1 * noise)
+            else:
+                parameter.copy_(noise * parameter.shape[1] ** -0.5)
 
 
 _PEAK = """

@@ -163,7 +163,7 @@ class Decoder:
 def dense_config(facts: Facts) -> PretrainedConfig:
     """The dense model's config, of our class for its family."""
     config = classes_of(facts.family.model_type).config.from_dict(
-        {key: value for key, value in facts.config.items() if key != "model_type"}
+        {key: value for key, value in facts.settled().items() if key != "model_type"}
     )
     # Kernels that cap no attention scores would leave the cap out without a word.
     capped = getattr(config, "attn_logit_softcapping", None) is not None

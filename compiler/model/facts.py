@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.families import Family, family_of
 from prunec.compiler.model.headers import TensorInfo
+from prunec.compiler.model.rope import check_rope
 
 #: Beyond every model: a damaged config is refused before anything of its size is made.
 _MOST_LAYERS, _LARGEST = 10_000, 2**31 - 1
@@ -32,6 +34,19 @@ class Facts:
     biased: frozenset[str]
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
 
+    def settled(self) -> dict[str, Any]:
+        """The config with what it leaves to a default, of its own: transformers writes into it.
+
+        Where it has no head_dim, a head is the hidden size over the dense model's query heads,
+        which a pruned model's are not.
+        """
+        return {
+            **deepcopy(dict(self.config)),
+            "head_dim": self.head_dim,
+            "num_key_value_heads": self.kv_heads,
+            "tie_word_embeddings": self.tied,
+        }
+
 
 def facts_from_config(config: Mapping[str, Any]) -> Facts:
     """Facts from a parsed config.json; ModelError if it is unsupported or incomplete."""
@@ -41,13 +56,24 @@ def facts_from_config(config: Mapping[str, Any]) -> Facts:
             "the model is quantised; prunec prunes floating-point weights",
             hint="start from the original checkpoint and quantise the pruned one",
         )
-    config = {**family.defaults, **{k: v for k, v in config.items() if v is not None}}
+    check_rope(config, family)
+    # What is null is as good as left out, but KV heads are then as many as query heads.
+    said = {k: v for k, v in config.items() if v is not None or k == "num_key_value_heads"}
+    config = {**family.defaults, **said}
     heads, hidden = _size(config, "num_attention_heads"), _size(config, "hidden_size")
     kv_heads = _size(config, "num_key_value_heads", default=heads)
     if heads % kv_heads:
         raise ModelError(
-            f"config.json has {heads} query heads on {kv_heads} KV heads; "
+            f"config.json has {heads} query heads on {kv_heads} KV heads"
+            f"{'' if 'num_key_value_heads' in said else ' (the default)'}; "
             "the first must be a multiple of the second"
+        )
+    vocab_size, pad = _size(config, "vocab_size"), config.get("pad_token_id")
+    if isinstance(pad, int) and not -vocab_size <= pad < vocab_size:
+        raise ModelError(
+            f"config.json has pad_token_id {pad}, which the vocabulary of {vocab_size:,} tokens "
+            "does not hold; transformers opens no such model",
+            hint="give it the id of a token, or null",
         )
     biased = {*family.always_biased}
     for key, projections in family.biases.items():
@@ -61,7 +87,7 @@ def facts_from_config(config: Mapping[str, Any]) -> Facts:
         kv_heads=kv_heads,
         head_dim=_size(config, "head_dim", default=hidden // heads),
         ffn=_size(config, "intermediate_size"),
-        vocab_size=_size(config, "vocab_size"),
+        vocab_size=vocab_size,
         tied=bool(config.get("tie_word_embeddings", False)),
         biased=frozenset(biased),
     )

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every family in both layouts: what is exported computes what the masked dense model computes,
-and generates as any other model does."""
+"""Every family in both layouts, and every form in which its config.json is published: what is
+exported computes what the masked dense model computes, and generates as any other model does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from prunec.compiler.model.surgery import head_rows, slice_layer
 from prunec.exporters import hf
 from prunec.exporters.artefact import Provenance
 from prunec.exporters.hf_rules import LayoutKind, attention_is_legal
+from tests.published_configs import PUBLISHED
 
 MakeModel = Callable[..., Path]
 
@@ -45,8 +47,12 @@ PER_LAYER = (
 UNIFORM = tuple(selection((q, 3 - q), range(q, 96, 3)) for q in (0, 1, 0, 1, 1))
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def dense(request: pytest.FixtureRequest, tiny_family: MakeModel) -> Path:
+@pytest.fixture(scope="module", params=[*FAMILIES, *PUBLISHED])
+def dense(
+    request: pytest.FixtureRequest, tiny_family: MakeModel, published_model: Callable[[str], Path]
+) -> Path:
+    if request.param in PUBLISHED:
+        return published_model(request.param)
     return tiny_family(request.param, layers=5)
 
 
@@ -62,7 +68,7 @@ def selections(dense: Path, layout_kind: LayoutKind) -> tuple[LayerSelection, ..
     facts = facts_from_folder(dense)
     wanted = PER_LAYER if layout_kind == "per_layer" else UNIFORM
     legal = attention_is_legal(facts, layout_kind, 2, 2)
-    return tuple(
+    kept = tuple(
         each
         if legal or not each.query_heads
         else selection(EVERY, range(96)[each.neurons[0] :: 3])
@@ -70,6 +76,9 @@ def selections(dense: Path, layout_kind: LayoutKind) -> tuple[LayerSelection, ..
         else LayerSelection(EVERY, (0, 1), each.neurons)
         for each in wanted
     )
+    if facts.kv_heads == facts.query_heads:  # a KV head of its own for every query head
+        return tuple(replace(each, kv_heads=each.query_heads) for each in kept)
+    return kept
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from prunec.compiler.model.surgery import head_rows, slice_layer
 from prunec.exporters import onnx_rules
 from prunec.exporters.artefact import Provenance, Written
 from prunec.exporters.hf_rules import LayoutKind, attention_is_legal
+from tests.published_configs import PUBLISHED
 
 onnx = pytest.importorskip("onnx", reason="needs the packages of prunec[onnx]")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the packages of prunec[onnx]")
@@ -69,16 +70,21 @@ PER_LAYER = (
     selection((), range(0)),
     selection(EVERY, range(1, 96)),
 )
+#: Published configs whose rope has a branch, which a graph does not have.
+BRANCHING = ("Phi-3-mini 128k", "Phi-4-mini")
 UNIFORM = (selection((0, 3), range(0, 96, 3)), selection((1, 2), range(1, 96, 3)))
 
 
 def legal(
     facts: Facts, kind: LayoutKind, wanted: tuple[LayerSelection, ...]
 ) -> tuple[LayerSelection, ...]:
-    """`wanted`, with whole attention in a family whose heads cannot go alone."""
-    if attention_is_legal(facts, kind, 2, 2):
-        return wanted
-    return tuple(selection(EVERY if k.query_heads else (), range(96)[::3]) for k in wanted)
+    """`wanted`, with whole attention in a family whose heads cannot go alone, and with a KV head
+    for each query head where the dense model has that."""
+    if not attention_is_legal(facts, kind, 2, 2):
+        wanted = tuple(selection(EVERY if k.query_heads else (), range(96)[::3]) for k in wanted)
+    if facts.kv_heads == facts.query_heads:
+        return tuple(replace(each, kv_heads=each.query_heads) for each in wanted)
+    return wanted
 
 
 def layout_of(facts: Facts, selections: tuple[LayerSelection, ...]) -> Layout:
@@ -166,24 +172,39 @@ class Reader:
         return torch.from_numpy(found["logits"]).float()
 
 
-#: Of a uniform layout, a family of each kind is enough; the others take a minute.
+QUICK = ("llama", "phi3", "gemma2", "Phi-4")
+
+
+#: Of a uniform layout, a family of each kind is enough, and of configs without a head's size; the
+#: others take minutes.
 @pytest.mark.parametrize(
     ("model_type", "kind"),
     [(family, "per_layer") for family in FAMILIES]
     + [
-        pytest.param(
-            family,
-            "uniform",
-            marks=() if family in ("llama", "phi3", "gemma2") else pytest.mark.slow,
-        )
-        for family in FAMILIES
+        pytest.param(name, "uniform", marks=() if name in QUICK else pytest.mark.slow)
+        for name in (*FAMILIES, *PUBLISHED)
+        if name not in BRANCHING
+    ]
+    + [
+        pytest.param(name, "per_layer", marks=() if name == "Qwen2.5" else pytest.mark.slow)
+        for name in PUBLISHED
+        if name not in BRANCHING
     ],
 )
 def test_onnx_runtime_answers_as_the_masked_model_does(
-    tiny_llama: MakeModel, tmp_path: Path, model_type: str, kind: LayoutKind
+    tiny_llama: MakeModel,
+    published_model: Callable[[str], Path],
+    tmp_path: Path,
+    model_type: str,
+    kind: LayoutKind,
 ) -> None:
     wanted = PER_LAYER if kind == "per_layer" else UNIFORM
-    source = tiny_llama(model_type=model_type, layers=len(wanted), **SPECIAL.get(model_type, {}))
+    if model_type in PUBLISHED:
+        source = published_model(model_type)
+        wanted = (wanted * 3)[:5]
+    else:
+        special = SPECIAL.get(model_type, {})
+        source = tiny_llama(model_type=model_type, layers=len(wanted), **special)
     facts = facts_from_folder(source)
     selections = legal(facts, kind, wanted)
     written = exported(tmp_path / "onnx", source, selections, kind)
@@ -357,6 +378,9 @@ def test_a_missing_package_and_a_rope_that_branches_are_refused_in_a_sentence(
     assert onnx_rules.limits(facts_from_config(config), "uniform") is None
     scaled = facts_from_config(config | {"rope_scaling": {"type": "dynamic", "factor": 2.0}})
     assert "rope type dynamic" in str(onnx_rules.limits(scaled, "uniform"))
+    for name, published in PUBLISHED.items():
+        problem = onnx_rules.limits(facts_from_config(published), "uniform")
+        assert (problem is not None and "rope type longrope" in problem) == (name in BRANCHING)
     monkeypatch.setattr(
         onnx_rules, "find_spec", lambda name: None if name == "onnxscript" else object()
     )

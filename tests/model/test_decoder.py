@@ -20,6 +20,7 @@ from prunec.compiler.model.folder import facts_from_folder
 from prunec.compiler.model.layout import LayerSelection, dense_layout
 from prunec.compiler.model.placement import Placement
 from prunec.compiler.model.surgery import slice_layer
+from tests.published_configs import PUBLISHED
 
 SMALL = {"layers": 3, "hidden": 32, "head_dim": 8, "ffn": 24}
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0}
@@ -97,6 +98,47 @@ def test_every_family_gives_the_logits_of_transformers(
     with torch.no_grad():
         expected = reference(ids).logits
     assert_close(_logits(decoder, ids, _dense_layers(decoder)), expected)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_config_gives_the_logits_of_transformers(
+    published_model: Callable[[str], Path], name: str
+) -> None:
+    decoder, reference = _open(published_model(name))
+    # Below and beyond what long rope factors begin at, and beyond the windows of sliding layers.
+    for length in (23, 80):
+        ids = _ids(length=length)
+        with torch.no_grad():
+            expected = reference(ids).logits
+        assert_close(_logits(decoder, ids, _dense_layers(decoder)), expected)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_heads_of_every_published_config_can_be_cut(
+    published_model: Callable[[str], Path], name: str
+) -> None:
+    """One query head of each KV head goes, or all of a layer's attention where none can go."""
+    decoder, reference = _open(published_model(name))
+    facts, layers = decoder.facts, []
+    per_group = facts.query_heads // facts.kv_heads
+    for index in range(facts.layers):
+        heads = range(facts.query_heads)
+        if per_group > 1 and facts.family.heads_are_units:
+            queries = [head for head in heads if head % per_group]
+            groups = range(facts.kv_heads)
+        else:
+            groups = range(facts.kv_heads if index else 0)
+            if facts.family.heads_are_units:
+                groups = range(1, facts.kv_heads)
+            queries = [head for head in heads if head // per_group in groups]
+        kept = LayerSelection(tuple(queries), tuple(groups), tuple(range(facts.ffn)))
+        tensors = slice_layer(facts, decoder.layer_tensors(index), kept)
+        layers.append(decoder.layer(index, kept.spec(facts.head_dim), tensors))
+        _mask(reference.model.layers[index], kept, facts.head_dim)
+    ids = _ids(length=23)
+    with torch.no_grad():
+        expected = reference(ids).logits
+    assert_close(_logits(decoder, ids, layers), expected)
 
 
 def test_a_bf16_forward_pass_is_the_one_of_transformers(tiny_llama: Callable[..., Path]) -> None:

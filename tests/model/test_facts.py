@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import facts_from_config
 from prunec.compiler.model.folder import facts_from_folder
 from prunec.compiler.model.headers import INDEX, SINGLE, read_header
+from prunec.compiler.model.layout import dense_layout, tensor_shapes
+from tests.published_configs import PUBLISHED
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -81,6 +84,47 @@ def test_what_a_config_leaves_out_is_what_llama_takes_it_to_be() -> None:
     assert len(facts_from_config(CONFIG | {"attention_bias": True}).biased) == 4
 
 
+def test_null_kv_heads_are_as_many_as_query_heads_and_missing_ones_the_familys_default() -> None:
+    config = CONFIG | {"model_type": "mistral", "num_attention_heads": 16, "hidden_size": 64}
+    assert facts_from_config(config | {"num_key_value_heads": None}).kv_heads == 16
+    assert facts_from_config(config).kv_heads == 8
+    with pytest.raises(ModelError, match=r"12 query heads on 8 KV heads \(the default\)"):
+        facts_from_config(config | {"num_attention_heads": 12})
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_gives_its_models_facts_and_stays_as_it_is(name: str) -> None:
+    """transformers is asked what the model is; it writes into the rope parameters it is given."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from prunec.compiler.model.decoder import dense_config
+
+    config = deepcopy(PUBLISHED[name])
+    facts = facts_from_config(config)
+    dense_config(facts)
+    assert config == facts.config == PUBLISHED[name]
+    stock = AutoConfig.for_model(**config)
+    with torch.device("meta"):
+        shapes = {
+            n: tuple(t.shape)
+            for n, t in AutoModelForCausalLM.from_config(stock).state_dict().items()
+        }
+    if stock.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    assert tensor_shapes(facts, dense_layout(facts)) == shapes
+
+
+def test_every_rope_that_transformers_computes_is_accepted() -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    for kind in ("default", *ROPE_INIT_FUNCTIONS):
+        for form in ({"rope_parameters": {"rope_type": kind}}, {"rope_scaling": {"type": kind}}):
+            assert facts_from_config(CONFIG | form).layers == 3
+    part = {"partial_rotary_factor": 0.75}
+    assert facts_from_config(CONFIG | {"model_type": "phi3"} | part).head_dim == 4
+    assert facts_from_config(CONFIG | {"partial_rotary_factor": 1.0}).head_dim == 4
+
+
 # --- configs --------------------------------------------------------------------------------------
 
 
@@ -99,6 +143,13 @@ def test_what_a_config_leaves_out_is_what_llama_takes_it_to_be() -> None:
         ({"vocab_size": True}, "vocab_size: True"),
         ({"intermediate_size": -8}, "intermediate_size: -8"),
         ({"head_dim": [8]}, "head_dim: [8]"),
+        ({"pad_token_id": 37}, "pad_token_id 37, which the vocabulary of 37 tokens"),
+        ({"rope_scaling": {"type": "mrope"}}, "rope type 'mrope'"),
+        ({"rope_scaling": {"rope_type": ["yarn"]}}, "rope type ['yarn']"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "su"}}}, "rope type 'su'"),
+        ({"model_type": "phi3", "rope_scaling": {"type": "linear"}}, "knows default, longrope"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor: 0.5"),
     ],
 )
 def test_a_config_that_cannot_be_pruned_is_refused(changes: dict[str, Any], said: str) -> None:

@@ -31,6 +31,8 @@ class Family:
     defaults: what transformers takes for keys that config.json leaves out
     heads_divide_hidden: whether the stock config insists that query heads divide the hidden size
     rope_counts_heads: whether the stock config holds long rope factors against the number of heads
+    rope_types: the kinds of rotary embeddings that the stock class computes
+    rotates_parts: whether it rotates a part of each head where the config says so
     """
 
     model_type: str
@@ -59,6 +61,16 @@ class Family:
     defaults: Mapping[str, object] = field(default_factory=dict)
     heads_divide_hidden: bool = False
     rope_counts_heads: bool = False
+    rope_types: tuple[str, ...] = (
+        "default",
+        "linear",
+        "dynamic",
+        "yarn",
+        "longrope",
+        "llama3",
+        "proportional",
+    )
+    rotates_parts: bool = False
     layer_prefix: str = "model.layers.{}."
     embedding: str = "model.embed_tokens.weight"
     final_norm: str = "model.norm.weight"

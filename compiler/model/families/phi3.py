@@ -12,4 +12,6 @@ PHI3 = Family(
     attention_inputs={"self_attn.qkv_proj": ("query", "key", "value")},
     mlp_inputs={"mlp.gate_up_proj": ("gate", "up")},
     rope_counts_heads=True,
+    rope_types=("default", "longrope", "yarn"),  # yarn is an older word for longrope here
+    rotates_parts=True,
 )
