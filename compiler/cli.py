@@ -89,7 +89,8 @@ def validate(
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="The dense model.  [default: the recipe's model.source]"
+            metavar="MODEL",
+            help="The dense model.  [default: the recipe's, or what DIR was made from]",
         ),
     ] = None,
     output: Annotated[
@@ -104,19 +105,26 @@ def validate(
 ) -> None:
     """Judge any checkpoint beside its dense model. Exit code 1 if a gate fails."""
     from prunec.compiler import validate_command
+    from prunec.compiler.dense_model import dense_model_of
     from prunec.compiler.planned import plan_recipe
     from prunec.compiler.subject import subject_for_build
 
     given = validate_command.find(folder)
     destination = output or Path("build") / f"validate-{folder.resolve().name}"
+    known = None if recipe or against else dense_model_of(folder)
+    if known:
+        _stderr().print(
+            f"against {known.source}, which it was made from", highlight=False, soft_wrap=True
+        )
     if recipe:
         path = shipped.find(recipe)
     else:
-        path = validate_command.write_default_recipe(given, against, destination)
-    overrides = [*validate_command.overrides_of(against), *(set_ or [])]
-    planned = plan_recipe(
-        path, overrides, subject_for_build, partial(validate_command.make_plan, given=given)
-    )
+        path = validate_command.write_default_recipe(given, destination)
+    dense = validate_command.overrides_of(known.source if known else against)
+    if known and known.commit:
+        dense.append(f"model.revision={known.commit}")
+    plan = partial(validate_command.make_plan, given=given, made_from=known)
+    planned = plan_recipe(path, [*dense, *(set_ or [])], subject_for_build, plan)
     options = [*(["--recipe", str(recipe)] if recipe else []), *_options(set_)]
     options += ["--against", against] if against else []
     command = shlex.join(["prunec", "validate", str(folder), *options])

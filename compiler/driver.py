@@ -19,6 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from prunec.compiler.calibration.sources import SourceError
+from prunec.compiler.dense_model import remember
 from prunec.compiler.diagnostics import BuildError
 from prunec.compiler.measured import FinishedStep
 from prunec.compiler.model.errors import ModelError
@@ -83,6 +84,7 @@ def build(
             if fresh:
                 context.store.clear()
             context.store.root.mkdir(exist_ok=True)
+            remember(context.store.root, context.recipe.model, context.subject)
             watch = Watch(context)
             context.workers.tell({}, {"plan": context.plan.fingerprint}, 0)
             done = _run_all(context, narrator, watch)

@@ -50,6 +50,7 @@ def texts_of(plan: Plan, done: Mapping[str, FinishedStep]) -> dict[str, Perplexi
             divergence=divergence,
             tokens=before.tokens,
             source=describe_source(plan.step(name).params["source"]),
+            undiverged=pruned[name].get("undiverged"),
         )
     return found
 

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
-from prunec.compiler.diagnostics import RecipeProblemError
+from prunec.compiler.diagnostics import BuildError, RecipeProblemError
+from prunec.compiler.model.headers import read_json
 from prunec.compiler.plan import Plan
 from prunec.compiler.recipe import Recipe
 from prunec.compiler.steps.measures import task_settings
@@ -29,6 +31,7 @@ def check_measurable(recipe: Recipe, plan: Plan, store: Store | None) -> None:
     What is in the store, if one is given, is not looked at again.
     """
     _check_libraries(recipe, plan, store)
+    _check_quantised(plan)
     validation = recipe.validation
     if validation is None:
         return
@@ -70,3 +73,27 @@ def _check_libraries(recipe: Recipe, plan: Plan, store: Store | None) -> None:
                 f"{key} is {value}, and {module} is not installed",
                 hint=f"pip install 'prunec[{extra}]'",
             )
+
+
+def _check_quantised(plan: Plan) -> None:
+    """BuildError for an artefact that is given and quantised by what is not installed here."""
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    for step in plan.steps:
+        if step.kind != "artefact" or not step.params["opens_in_transformers"]:
+            continue
+        folder = Path(step.params["folder"])
+        quantised = read_json(folder / "config.json").get("quantization_config")
+        if not isinstance(quantised, dict):
+            continue
+        try:
+            AutoHfQuantizer.from_config(quantised, pre_quantized=True).validate_environment()
+        except ImportError as error:
+            reason = " ".join(str(error).split())
+            raise BuildError(
+                f"{folder} is quantised ({quantised.get('quant_method')}) and cannot be opened "
+                f"here: {reason}",
+                hint="install what it names, or judge the model before it is quantised",
+            ) from None
+        except Exception:  # of a device, of settings: loading it says what is wrong
+            continue

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from prunec.compiler.calibration.sources import file_identity
+from prunec.compiler.dense_model import DenseModel
 from prunec.compiler.diagnostics import BuildError, Diagnostic, RecipeProblemError, UserError
 from prunec.compiler.estimates import light
 from prunec.compiler.model.headers import read_json
@@ -66,15 +67,8 @@ def overrides_of(against: str | None) -> list[str]:
     return [f"model.source={json.dumps(str(folder.absolute()) if folder.is_dir() else against)}"]
 
 
-def write_default_recipe(given: Given, against: str | None, output: Path) -> Path:
+def write_default_recipe(given: Given, output: Path) -> Path:
     """A recipe that measures what is measured by default, to be edited and given back."""
-    if against is None:
-        raise UserError(
-            Diagnostic(
-                "validate needs a dense model to compare with: --against, or a --recipe's",
-                hint="prunec validate DIR --against path/to/the/dense/model",
-            )
-        )
     recipe = {
         "schema_version": 1,
         "model": {"source": "settled by --against"},
@@ -99,8 +93,13 @@ def write_default_recipe(given: Given, against: str | None, output: Path) -> Pat
     return path
 
 
-def make_plan(recipe: Recipe, subject: Subject, base: Path, given: Given) -> Plan:
-    """The steps that judge. RecipeProblemError for a measurement that has no artefact to be of."""
+def make_plan(
+    recipe: Recipe, subject: Subject, base: Path, given: Given, made_from: DenseModel | None = None
+) -> Plan:
+    """The steps that judge. RecipeProblemError for a measurement that has no artefact to be of.
+
+    made_from: what the artefacts were made from, if that is the model to compare with
+    """
     validation = recipe.validation
     if validation is None:
         raise RecipeProblemError(
@@ -122,9 +121,27 @@ def make_plan(recipe: Recipe, subject: Subject, base: Path, given: Given) -> Pla
             {},
             light(),
         )
+    if made_from and made_from.identity not in (None, subject.identity):
+        steps.warn(f"{recipe.model.source} was changed since the artefacts were made from it")
+    _warn_of_vocabularies(steps, validation, folders)
     kept = max(file_bytes(folder) for folder in folders.values())
     add_measurements(steps, validation, artefacts, kept)
     return steps.plan
+
+
+def _warn_of_vocabularies(
+    steps: PlanBuilder, validation: Validation, folders: Mapping[str, Path]
+) -> None:
+    """Distributions over other tokens cannot be compared; perplexity and tasks still are."""
+    if not validation.perplexity and not validation.elsewhere:
+        return
+    for folder in dict.fromkeys(folders.values()):
+        tokens = read_json(folder / "config.json").get("vocab_size")
+        if isinstance(tokens, int) and tokens != steps.facts.vocab_size:
+            steps.warn(
+                f"{folder} has {tokens:,} tokens and the dense model {steps.facts.vocab_size:,}: "
+                "divergence is not measured, and a gate on it fails"
+            )
 
 
 def _for_all(validation: Validation, folders: Mapping[str, Path]) -> dict[str, Path]:

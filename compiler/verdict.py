@@ -92,7 +92,8 @@ class _Judge:
         ):
             if threshold is not None:
                 estimate = getattr(found, measured) if found else None
-                yield self._gate(f"{key}.{name}", what + where, estimate, threshold, "<=")
+                error = found.undiverged if found and measured == "divergence" else None
+                yield self._gate(f"{key}.{name}", what + where, estimate, threshold, "<=", error)
 
     def tasks(self, check: TasksCheck, found: Sequence[TaskResult]) -> Iterator[Gate]:
         several = len(check.backends) > 1

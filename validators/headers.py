@@ -19,6 +19,7 @@ from prunec.validators.units import printable
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8}
 _BITS |= {"U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}
 
@@ -62,10 +63,7 @@ def weight_files(folder: Path) -> dict[str, frozenset[str] | None]:
     """
     if not (folder / _INDEX).exists():
         if not (folder / _SINGLE).is_file():
-            raise ValidationError(
-                f"{folder} has no safetensors weights",
-                hint=f"expected {_SINGLE}, or {_INDEX} and its shards",
-            )
+            raise _no_weights(folder)
         return {_SINGLE: None}
     weight_map = read_json_object(folder / _INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -84,6 +82,26 @@ def weight_files(folder: Path) -> dict[str, frozenset[str] | None]:
             hint="one of the two is left over from another model: remove it",
         )
     return {name: frozenset(tensors) for name, tensors in sorted(placed.items())}
+
+
+def _no_weights(folder: Path) -> ValidationError:
+    """What is there in place of safetensors with an index, and what makes them of it."""
+    if shards := sorted(path.name for path in folder.glob("*.safetensors")):
+        return ValidationError(
+            f"{folder} has {len(shards)} safetensors files such as {shards[0]}, and no {_INDEX} "
+            "that says which tensors are in which",
+            hint=f"copy {_INDEX} beside them, or save the model with save_pretrained",
+        )
+    if pickles := sorted(p.name for suffix in _PICKLES for p in folder.glob(f"*{suffix}")):
+        return ValidationError(
+            f"{folder} holds its weights as pickles only ({pickles[0]}), which prunec never opens: "
+            "opening one runs the code in it",
+            hint="where you trust it, load it and save it again with save_pretrained",
+        )
+    return ValidationError(
+        f"{folder} has no safetensors weights",
+        hint=f"expected {_SINGLE}, or {_INDEX} and its shards",
+    )
 
 
 def read_header(path: Path) -> dict[str, TensorHeader]:

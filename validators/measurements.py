@@ -38,6 +38,7 @@ class PerplexityResult:
 
     `ratio` is pruned over dense. `divergence`: mean KL(dense ‖ pruned) of the next token's
     distribution, in nats per token. `pruned_estimate`: `pruned` with its own interval.
+    `undiverged`: why there is no divergence; its numbers are NaN then.
     """
 
     dense: float
@@ -47,6 +48,7 @@ class PerplexityResult:
     divergence: Estimate
     tokens: int
     source: str
+    undiverged: str | None = None
 
 
 @dataclass(frozen=True)

@@ -145,21 +145,22 @@ def measure_perplexity(
 
 
 def compare_texts(
-    dense: Perplexity, pruned: Perplexity, divergences: Sequence[float]
+    dense: Perplexity, pruned: Perplexity, divergences: Sequence[float] | None
 ) -> tuple[Estimate, Estimate]:
     """Pruned perplexity over dense, and mean divergence in nats per token, with their intervals.
 
     Both models must have been measured on the same windows: what a window has that is hard for
     both cancels in its difference, and whole windows are drawn in the bootstrap. Windows are
     taken as independent, which neighbours in one text are not quite: intervals are a little
-    narrow there. NaN stays NaN. ValidationError if the windows differ in number or length.
+    narrow there. NaN stays NaN, and without divergences theirs is unknown. ValidationError if the
+    windows differ in number or length.
     """
     if (dense.tokens, len(dense.window_losses)) != (pruned.tokens, len(pruned.window_losses)):
         raise ValidationError(
             f"perplexities of {dense.tokens:,} and {pruned.tokens:,} tokens cannot be compared",
             hint="measure both models on the same windows",
         )
-    if len(divergences) != len(pruned.window_losses):
+    if divergences is not None and len(divergences) != len(pruned.window_losses):
         raise ValidationError(
             f"{len(divergences)} divergences and {len(pruned.window_losses)} losses of windows "
             "cannot be of the same windows",
@@ -167,7 +168,10 @@ def compare_texts(
         )
     pairs = zip(pruned.window_losses, dense.window_losses, strict=True)
     differences = [ours - theirs for ours, theirs in pairs]
-    return exp_mean_interval(differences, "windows"), mean_interval(divergences, "windows")
+    diverged = Estimate.unknown("windows")
+    if divergences is not None:
+        diverged = mean_interval(divergences, "windows")
+    return exp_mean_interval(differences, "windows"), diverged
 
 
 def _perplexity(losses: Sequence[float], predictions: int) -> Perplexity:

@@ -46,7 +46,7 @@ class Bar:
 def texts_of(
     home: PerplexityResult | None, elsewhere: Mapping[str, PerplexityResult]
 ) -> list[tuple[str, PerplexityResult]]:
-    """Every text with its name, that of the kind the model was fitted to first."""
+    """Every text with its name, that of `validate.perplexity` first."""
     return [*([(home.source, home)] if home else ()), *elsewhere.items()]
 
 

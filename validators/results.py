@@ -188,9 +188,9 @@ class Report:
     `layers` and `dense_layers` hold one entry a layer: `query_heads`, `kv_heads`, `head_dim`,
     `ffn` (counts) and `attention`, `mlp` (whether there is one). `artefacts` maps a kind of
     export to its path relative to the build's folder. `remote_code`: the Hugging Face export
-    brings its own modeling file. `perplexity` is on text of the kind that the model was fitted to,
-    `elsewhere` on other texts, by name. `problems`: files of the artefacts
-    that disagree with each other. `hardware`: the machine that measured. `command`: what
+    brings its own modeling file. `perplexity` is on the text of `validate.perplexity`, `elsewhere`
+    on those of `validate.elsewhere`, by name. `problems`: files of the artefacts that disagree with
+    each other. `hardware`: the machine that measured. `command`: what
     makes this report again.
     """
 

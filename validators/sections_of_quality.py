@@ -82,7 +82,7 @@ def gates(report: Report) -> Section:
 
 
 def texts(report: Report) -> Section | None:
-    """Perplexity and divergence on every text, that of the model's own kind first."""
+    """Perplexity and divergence on every text, that of `validate.perplexity` first."""
     found = texts_of(report.perplexity, report.elsewhere)
     if not found:
         return None
@@ -101,11 +101,17 @@ def texts(report: Report) -> Section | None:
     if report.elsewhere and report.perplexity:
         said.append(
             Paragraph(
-                "The first text is of the kind that the model was fitted to, the others are not: "
-                "what calibration has made narrow shows there. Divergence: of the pruned model's "
-                "next-token distribution from the dense model's, in nats per token."
+                "The first text is the recipe's `validate.perplexity`, the others are its "
+                "`validate.elsewhere`: where one is unlike what the weights were fitted to, what "
+                "calibration has made narrow shows. Divergence: of the pruned model's next-token "
+                "distribution from the dense model's, in nats per token."
             )
         )
+    said += [
+        Paragraph(f"Divergence on {name} was not measured: {result.undiverged.rstrip('.')}.")
+        for name, result in found
+        if result.undiverged
+    ]
     return Section("Texts", tuple(said))
 
 

@@ -50,7 +50,7 @@ PARAMETERS = Axis(
 def quality_axis(reports: Sequence[Report]) -> Axis | None:
     """How good the models are, by the first of these that was measured of any of them.
 
-    The perplexity ratio on text of the kind that they were fitted to, then on other texts; the
+    The perplexity ratio on the text of `validate.perplexity`, then on others; the
     divergence on these; the mean recovery of all tasks; the divergence that the search ended at.
     """
     for axis in (*_text_axes(reports), _RECOVERY, _SEARCHED):

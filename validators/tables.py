@@ -53,8 +53,9 @@ def render_table(report: Report, console: Console, folder: Path | None = None) -
             console.print(plain(outcome(recovered), "dim"))
         else:
             console.print(plain("warning", "bold yellow"), plain(outcome(recovered)))
-    # One text is in the first table already.
-    measured = [texts(report)] if report.elsewhere else []
+    # One text is in the first table already, if it could be measured in full.
+    home = report.perplexity
+    measured = [texts(report)] if report.elsewhere or (home and home.undiverged) else []
     measured += [tasks(report), speed(report), footprint(report), parity(report)]
     for section in measured:
         if section is not None:

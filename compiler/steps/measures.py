@@ -74,17 +74,20 @@ def run_measure(context: Context, step: Step, entry: Entry, progress: Progress) 
         if "dense" in step.inputs:
             saved, _ = context.entry(step, "dense").require_tensors(f"reference-{role}")
             reference = Reference.from_tensors(saved)
+        undiverged = _incomparable(reference, model, folder)
+        if undiverged:
+            reference = None
         measured = measure_text(
             model,
             windows,
             reference=reference,
-            keep=None if reference else step.params["top_k"],
+            keep=None if "dense" in step.inputs else step.params["top_k"],
             given=max(1, len(context.found(step, role)["prefix"])),
             on_progress=_counting(progress, len(windows)),
         )
         if measured.reference:
             entry.save_tensors(f"reference-{role}", measured.reference.as_tensors())
-        result["texts"][role] = _plain(measured)
+        result["texts"][role] = _plain(measured) | {"undiverged": undiverged}
         if "artefact" in step.inputs:
             own, texts = model.tokenizer(), context.tokenizer.batch_decode(windows[:_READ])
             difference = tokenizer_difference(context.tokenizer, own, texts)
@@ -92,6 +95,16 @@ def run_measure(context: Context, step: Step, entry: Entry, progress: Progress) 
     if asked := step.params["completion"]:
         result["completion"] = complete_with(model, asked["prompt"], asked["tokens"])
     return result
+
+
+def _incomparable(reference: Reference | None, model: LoadedModel, folder: Path) -> str | None:
+    """Why a model's distributions cannot be held against the dense one's; None where they can."""
+    if reference is None or reference.vocab_size == model.vocab_size:
+        return None
+    return (
+        f"{folder.name} has {model.vocab_size:,} tokens and the dense model "
+        f"{reference.vocab_size:,}, so that their distributions cannot be compared"
+    )
 
 
 def _counting(progress: Progress, windows: int) -> Callable[[int], None]:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,82 @@ def test_a_copy_of_the_dense_model_passes_with_a_ratio_of_one(
     ratio = report["perplexity"]["ratio"]
     assert (ratio["low"], ratio["value"], ratio["high"]) == (1, 1, 1)
     assert f"--recipe {recipe}" in report["command"]
+
+
+def pad_vocabulary(folder: Path) -> None:
+    """Eight rows more, which no token of the tokenizer's is."""
+    tensors = load_file(folder / WEIGHTS)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in tensors:
+            rows = tensors[name]
+            tensors[name] = torch.cat([rows, rows.new_zeros(8, rows.shape[1])])
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    size = json.loads((folder / "config.json").read_text("utf-8"))["vocab_size"]
+    edit(folder / "config.json", vocab_size=size + 8)
+
+
+def test_of_a_padded_vocabulary_all_but_divergence_is_measured(
+    recipe: Path, prunec: Run, tiny_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tiny_llama(), tmp_path / "copy")
+    pad_vocabulary(copy)
+    gates = f"validate={{perplexity: {{{TEXT}, max_ratio: 2.0, max_divergence: 9.0}}}}"
+    against = ("--recipe", recipe, "--output", tmp_path / "judged")
+    done = prunec("validate", copy, *against, *options(gates))
+    assert done.returncode == 1
+    assert "warning: " in done.stderr and "divergence is not measured" in done.stderr
+    report = report_of(tmp_path / "judged")
+    assert 1 < report["perplexity"]["ratio"]["value"] < 1.5
+    assert report["perplexity"]["divergence"]["value"] is None
+    reason = "so that their distributions cannot be compared"
+    assert [*failures(tmp_path / "judged")] == ["perplexity.max_divergence"]
+    assert reason in failures(tmp_path / "judged")["perplexity.max_divergence"]
+    assert reason in (tmp_path / "judged" / "report" / "report.md").read_text()
+    assert reason in " ".join(done.stdout.split())
+
+
+def test_a_build_knows_what_it_was_made_from(
+    pruned: Path, prunec: Run, tiny_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    quick = options(
+        "validate={perplexity: {source: {kind: python_stdlib}, sequence_length: 32, tokens: 64}}"
+    )
+    for folder in (pruned, pruned / "hf"):
+        done = prunec("validate", folder, "--output", tmp_path / folder.name, *quick)
+        assert done.returncode == 0, done.stderr
+        assert f"against {tiny_llama()}, which it was made from" in done.stderr
+        assert "was changed since" not in done.stderr
+        assert report_of(tmp_path / folder.name)["perplexity"]["ratio"]["value"] != 1
+    alone = shutil.copytree(pruned / "hf", tmp_path / "alone")
+    done = prunec("validate", alone, "--output", tmp_path / "out")
+    assert done.returncode == 2 and "give it by --against" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dense_model_that_has_changed_since_is_told(
+    pruned: Path, prunec: Run, tiny_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    dense = shutil.copytree(tiny_llama(), tmp_path / "dense")
+    zero_kv_head(dense)
+    build = shutil.copytree(pruned, tmp_path / "build")
+    known = build / ".store" / "model.json"
+    edit(known, source=str(dense))
+    quick = options(
+        "validate={perplexity: {source: {kind: python_stdlib}, sequence_length: 32, tokens: 64}}"
+    )
+    done = prunec("validate", build, "--output", tmp_path / "judged", *quick)
+    assert f"{dense} was changed since the artefacts were made from it" in done.stderr
+
+
+@pytest.mark.skipif(find_spec("optimum") is not None, reason="GPTQ could be opened here")
+def test_a_quantised_model_that_cannot_be_opened_is_told_before_anything_is_measured(
+    artefact: Path, judge: Run
+) -> None:
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    edit(artefact / "config.json", quantization_config=settings)
+    done = judge(artefact)
+    assert done.returncode == 3 and "is quantised (gptq) and cannot be opened here" in done.stderr
+    assert "measure-dense" not in done.stderr
 
 
 CODE = """\

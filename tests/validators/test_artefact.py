@@ -386,3 +386,18 @@ def test_an_artefact_by_itself_tells_which_of_its_files_were_changed(pruned: Pat
     assert inspect(pruned).problems == (
         "model.safetensors was changed: its SHA-256 is not that of prunec/files.json",
     )
+
+
+def test_weights_that_are_no_safetensors_with_an_index_are_told_from_each_other(
+    llama: Path,
+) -> None:
+    (llama / "model.safetensors").rename(llama / "model-00001-of-00002.safetensors")
+    with pytest.raises(ValidationError, match=r"and no model\.safetensors\.index\.json") as caught:
+        inspect(llama)
+    assert "save_pretrained" in str(caught.value.hint)
+    (llama / "model-00001-of-00002.safetensors").rename(llama / "pytorch_model.bin")
+    with pytest.raises(ValidationError, match="as pickles only"):
+        inspect(llama)
+    (llama / "pytorch_model.bin").unlink()
+    with pytest.raises(ValidationError, match="has no safetensors weights"):
+        inspect(llama)
