@@ -130,7 +130,7 @@ def main() -> None:
     step = max(16, round(STEP_SHARE * facts.ffn / 16) * 16)
     scores = evaluator.rebase(centre).tolist()
     state = State(start, scores, scores, 0)
-    everything = slice(0, len(ids))
+    everything = range(len(ids))
     probes = [
         budget.layout(probe)
         for group in space.groups
@@ -142,9 +142,9 @@ def main() -> None:
         pool = mutants(space, state, step, arguments.candidates, rng)
         layouts = [budget.layout(candidate) for candidate in pool]
         for layout in layouts:  # cutting levels is paid once a search, not once a candidate
-            evaluator.divergences(layout, slice(0, 1))
+            evaluator.divergences(layout, range(1))
         alone = Evaluator(decoder, supernet.layers, ids, teacher)
-        alone.divergences(layouts[0], slice(0, 1))
+        alone.divergences(layouts[0], range(1))
         stages = stages_of(len(pool), len(ids))
         measured = {
             "dense forward": seconds(lambda: [*dense_pass(decoder, layers, ids)]),
@@ -156,7 +156,7 @@ def main() -> None:
             )
             / len(probes),
             f"candidate in a race of {len(pool)}": seconds(
-                partial(race, budget, evaluator, pool, stages)
+                partial(race, budget, evaluator, pool, stages, everything)
             )
             / len(pool),
         }

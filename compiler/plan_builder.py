@@ -29,7 +29,7 @@ VERSIONS = {
     "chosen": 1,
     "teacher": 2,
     "supernet": 3,
-    "search": 2,
+    "search": 3,
     "resolve": 5,
     "published-supernet": 1,
     "published-search": 1,

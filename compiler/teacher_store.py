@@ -49,7 +49,7 @@ class StoredTeacher:
         self._chunks = [open_tensors(entry, _name(number))[0] for number in range(len(windows))]
         self._device = device
 
-    def __getitem__(self, windows: slice) -> TeacherDistributions:
+    def __getitem__(self, windows: slice | Tensor) -> TeacherDistributions:
         """Those of some windows, on the device. OSError where the disk fails."""
         parts = [*self._parts(windows)]
 
@@ -58,8 +58,12 @@ class StoredTeacher:
 
         return TeacherDistributions(rows("ids"), rows("log_probs"), rows("log_tail"))
 
-    def _parts(self, windows: slice) -> Iterator[tuple[int, slice]]:
+    def _parts(self, windows: slice | Tensor) -> Iterator[tuple[int, slice]]:
         """(chunk, rows of it) that hold some windows."""
+        if isinstance(windows, Tensor):
+            for one in windows.tolist():
+                yield from self._parts(slice(one, one + 1))
+            return
         start, stop, _ = windows.indices(self._windows[-1].stop)
         for number, chunk in enumerate(self._windows):
             first, last = max(start, chunk.start), min(stop, chunk.stop)

@@ -38,16 +38,16 @@ class TeacherDistributions:
             self.ids.to(device), self.log_probs.to(device), self.log_tail.to(device)
         )
 
-    def __getitem__(self, windows: slice) -> TeacherDistributions:
+    def __getitem__(self, windows: slice | Tensor) -> TeacherDistributions:
         return TeacherDistributions(
             self.ids[windows], self.log_probs[windows], self.log_tail[windows]
         )
 
 
 class Teacher(Protocol):
-    """Distributions that are had by slices of windows: those in memory, or some in a file."""
+    """Distributions of some windows, a range or by their numbers: in memory, or in a file."""
 
-    def __getitem__(self, windows: slice, /) -> TeacherDistributions: ...
+    def __getitem__(self, windows: slice | Tensor, /) -> TeacherDistributions: ...
 
 
 def divergence(teacher: TeacherDistributions, logits: Tensor) -> Tensor:

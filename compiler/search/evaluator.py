@@ -61,38 +61,38 @@ class Evaluator:
             site: torch.empty(shape, dtype=decoder.dtype, device=decoder.device)
             for site in range(stride, sites, stride)
         }
-        scores = self._run(layout, slice(0, len(self.ids)), keep=True)
+        scores = self._run(layout, range(len(self.ids)), keep=True)
         self._base = layout
         return scores
 
     @torch.no_grad()
-    def divergences(self, layout: Layout, windows: slice) -> Tensor:
-        """[windows] float64: mean divergence on each of some windows."""
+    def divergences(self, layout: Layout, windows: Sequence[int]) -> Tensor:
+        """[windows] float64: mean divergence on each of some windows, by their numbers."""
         return self._run(layout, windows, keep=False)
 
-    def scored(self, layouts: Sequence[Layout], windows: slice) -> Iterator[Tensor]:
+    def scored(self, layouts: Sequence[Layout], windows: Sequence[int]) -> Iterator[Tensor]:
         """`divergences` of each layout."""
         return (self.divergences(layout, windows) for layout in layouts)
 
-    def _run(self, layout: Layout, windows: slice, *, keep: bool) -> Tensor:
-        count, length = windows.stop - windows.start, self.ids.shape[1]
+    def _run(self, layout: Layout, windows: Sequence[int], *, keep: bool) -> Tensor:
+        numbers, count, length = torch.tensor(windows), len(windows), self.ids.shape[1]
         batches = [*self.decoder.batches(count, length)]
         shared = self._shared_sites(layout)
         start = max((site for site in self._states if site <= shared), default=0)
         kept: Tensor | HiddenStates = self._states[start] if start else self._embedded
         hidden = self.decoder.states(count, length)
         for batch in batches:
-            hidden[batch] = kept[_within(windows, batch)]
+            hidden[batch] = kept[numbers[batch]]
         for site in range(start, 2 * len(layout)):
             run = self.decoder.feed if site % 2 else self.decoder.attend
             sublayer = self._sublayer(site, layout[site // 2])
             for batch in batches:
                 before = hidden[batch]
                 if keep and site in self._states:
-                    self._states[site][_within(windows, batch)] = before
+                    self._states[site][numbers[batch]] = before
                 hidden[batch] = run(sublayer, before)
         scores = [
-            divergence(self.teacher[_within(windows, few)], self.decoder.logits(hidden[few]))
+            divergence(self.teacher[numbers[few]], self.decoder.logits(hidden[few]))
             for few in self.decoder.few(count, length)
         ]
         self.token_forwards += count * length
@@ -123,8 +123,3 @@ class Evaluator:
             return nested.attention.cut(facts, tensors, shape).tensors
 
         return self._cuts.get(index, alone, cut)
-
-
-def _within(windows: slice, part: slice) -> slice:
-    """A part of some windows, as all of them are numbered."""
-    return slice(windows.start + part.start, windows.start + part.stop)

@@ -60,7 +60,7 @@ _STEEPEST, _HALVINGS, _FLAT = 1e6, 60, 1e-12
 class Mixture(Protocol):
     """The model between layouts, see `Relaxation`."""
 
-    def slopes(self, probabilities: Numbers, windows: slice) -> tuple[float, Numbers]: ...
+    def slopes(self, probabilities: Numbers, windows: Sequence[int]) -> tuple[float, Numbers]: ...
 
     def release(self) -> None: ...
 
@@ -158,10 +158,12 @@ class LevelRelaxation:
         return Descent(steps, batch, 0, zeros, zeros, zeros)
 
     def _step(self, descent: Descent, state: State, settings: Settings) -> None:
-        """One step of Adam; batches go through the windows in turn."""
-        # All batches are full: windows that are left over at the end are never looked at.
-        number = descent.done % (settings.windows // descent.batch)
-        windows = slice(number * descent.batch, (number + 1) * descent.batch)
+        """One step of Adam; batches go through the windows in turn, each time in another order."""
+        # All batches are full: other windows are left over every time.
+        turn, number = divmod(descent.done, settings.windows // descent.batch)
+        # No generation has a number below 0 to draw from.
+        order = np.random.default_rng([*settings.seed, 0, turn]).permutation(settings.windows)
+        windows = order[number * descent.batch : (number + 1) * descent.batch].tolist()
         probabilities = self.probabilities(descent.logits)
         divergence, slopes = self.mixture.slopes(probabilities, windows)
         descent.done += 1

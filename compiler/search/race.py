@@ -3,7 +3,8 @@
 
 A candidate keeps what it was scored on: every stage adds windows and repeats none. Differences
 are paired with the leader's on the same windows, so that text that is hard for all of them says
-nothing.
+nothing. Which windows come first is drawn anew for every race: most candidates are out after the
+first few, and what suits those would win every race if they were always the same.
 
 Source: successive halving as in Týr-the-Pruner and EvoPress; pairing as in F-Race (Birattari et
 al., 2002).
@@ -36,8 +37,8 @@ class Scorer(Protocol):
 
     def rebase(self, layout: Layout) -> Tensor: ...
 
-    def scored(self, layouts: Sequence[Layout], windows: slice) -> Iterable[Tensor]:
-        """The divergences of each layout on some windows, in their order."""
+    def scored(self, layouts: Sequence[Layout], windows: Sequence[int]) -> Iterable[Tensor]:
+        """The divergences of each layout on some windows, by their numbers and in their order."""
         ...
 
 
@@ -71,8 +72,10 @@ def most_windows(stages: Sequence[Stage]) -> int:
 
 @dataclass(frozen=True)
 class Outcome:
-    """scores: of every candidate, on the windows that it got to; scored: windows in all."""
+    """windows: their numbers, as they were come to; scores: of every candidate, on the first of
+    these, as far as it got; scored: how many windows in all."""
 
+    windows: Sequence[int]
     scores: dict[Candidate, NDArray[np.float64]]
     scored: int
 
@@ -83,24 +86,33 @@ class Outcome:
 
 
 def race(
-    budget: Budget, scorer: Scorer, pool: Sequence[Candidate], stages: Sequence[Stage]
+    budget: Budget,
+    scorer: Scorer,
+    pool: Sequence[Candidate],
+    stages: Sequence[Stage],
+    order: Sequence[int],
 ) -> Outcome:
-    """Run a race; candidates that stop being finite are as bad as can be, not an error."""
+    """Run a race on windows in some order, of which each stage takes the next, ascending.
+
+    Candidates that stop being finite are as bad as can be, not an error.
+    """
     scores: dict[Candidate, NDArray[np.float64]] = {c: np.empty(0) for c in pool}
-    running, scored, before = list(pool), 0, 0
+    running, scored = list(pool), 0
+    windows: list[int] = []
     for stage in stages:
         running = running[: stage.candidates]
-        due = running if stage.windows > before else []
-        layouts = [budget.layout(candidate) for candidate in due]
-        found = scorer.scored(layouts, slice(before, stage.windows))
-        for candidate, more in zip(due, found, strict=True):
+        due = sorted(order[len(windows) : stage.windows])
+        if not due:
+            continue
+        found = scorer.scored([budget.layout(candidate) for candidate in running], due)
+        for candidate, more in zip(running, found, strict=True):
             values = np.nan_to_num(more.numpy(), nan=math.inf, posinf=math.inf, neginf=math.inf)
             scores[candidate] = np.concatenate([scores[candidate], values])
-            scored += stage.windows - before
-        before = stage.windows
+            scored += len(due)
+        windows += due
         running.sort(key=lambda candidate: float(scores[candidate].mean()))
         running = [c for c in running if not _hopeless(scores[c], scores[running[0]])]
-    return Outcome(scores, scored)
+    return Outcome(windows, scores, scored)
 
 
 def _hopeless(scores: NDArray[np.float64], leader: NDArray[np.float64]) -> bool:

@@ -78,7 +78,7 @@ class Relaxation:
         self.sites = sites
         self.token_forwards = 0
 
-    def slopes(self, probabilities: Numbers, windows: slice) -> tuple[float, Numbers]:
+    def slopes(self, probabilities: Numbers, windows: Sequence[int]) -> tuple[float, Numbers]:
         """(mean divergence on some windows, its derivatives in the probabilities).
 
         Both: [sites, most sizes of a site]; what is beyond a site's sizes is not read, and zero.
@@ -88,11 +88,9 @@ class Relaxation:
             for sublayer in mixed.values():
                 sublayer.mix(blend(row).tolist())
         length = self.ids.shape[1]
-        count, size = windows.stop - windows.start, max(1, GRADIENT_TOKENS // length)
-        total = 0.0
+        count, size = len(windows), max(1, GRADIENT_TOKENS // length)
         with torch.enable_grad():
-            for start in range(windows.start, windows.stop, size):
-                total += self._pass(slice(start, min(start + size, windows.stop)))
+            total = sum(self._pass(some) for some in torch.tensor(windows).split(size))
         self.token_forwards += PASSES * count * length
         slopes = np.zeros_like(probabilities)
         for row, out, mixed in zip(rows, slopes, self._mixed, strict=True):
@@ -104,7 +102,7 @@ class Relaxation:
         """Let go of the weights; they are cut again if they are needed after all."""
         self.__dict__.pop("_mixed", None)
 
-    def _pass(self, windows: slice) -> float:
+    def _pass(self, windows: Tensor) -> float:
         """Forward and backward on some windows: sums of divergences, gradients in the weights."""
         hidden = self.decoder.embed(self.ids[windows])
         for attention, mlp in self._by_layer:
@@ -114,8 +112,8 @@ class Relaxation:
         last = hidden.detach().requires_grad_()
         total = 0.0
         for few in self.decoder.few(*last.shape[:2]):
-            part = slice(windows.start + few.start, windows.start + few.stop)
-            loss = divergence(self.teacher[part], self.decoder.logits(last[few])).sum()
+            teacher = self.teacher[windows[few]]
+            loss = divergence(teacher, self.decoder.logits(last[few])).sum()
             loss.backward()
             total += loss.item()
         hidden.backward(last.grad)

@@ -39,7 +39,7 @@ class Remembered:
     def rebase(self, layout: Layout) -> Tensor:
         return self.scorer.rebase(layout)
 
-    def scored(self, layouts: Sequence[Layout], windows: slice) -> Iterator[Tensor]:
+    def scored(self, layouts: Sequence[Layout], windows: Sequence[int]) -> Iterator[Tensor]:
         keys = [_key(layout, windows) for layout in layouts]
         unknown = {
             key: layout for key, layout in zip(keys, layouts, strict=True) if key not in self.scores
@@ -53,6 +53,6 @@ class Remembered:
         return (torch.tensor(self.scores[key], dtype=torch.float64) for key in keys)
 
 
-def _key(layout: Layout, windows: slice) -> str:
+def _key(layout: Layout, windows: Sequence[int]) -> str:
     plain = [[spec.query_heads, spec.kv_heads, spec.ffn] for spec in layout]
-    return json.dumps([plain, windows.start, windows.stop])
+    return json.dumps([plain, list(windows)])

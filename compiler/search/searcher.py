@@ -7,15 +7,25 @@ resuming are the loop's, so that searchers differ in nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunec.compiler.search.allowance import Allowance
 from prunec.compiler.search.budget import Candidate
-from prunec.compiler.search.race import Scorer, Stage, most_windows, paired, race, stages_of
+from prunec.compiler.search.race import (
+    Outcome,
+    Scorer,
+    Stage,
+    most_windows,
+    paired,
+    race,
+    stages_of,
+)
 from prunec.compiler.search.space import Space
 
 
@@ -149,6 +159,7 @@ def search(
         number = state.history[-1].generation + 1
         # A generator of its own for every generation: nothing to carry over a resume.
         rng = np.random.default_rng([*settings.seed, number])
+        order: list[int] = rng.spawn(1)[0].permutation(windows).tolist()
         most = allowance.left // settings.length
         proposal = searcher.propose(state, settings, most, rng)
         if proposal.spent:
@@ -159,14 +170,13 @@ def search(
         state.token_forwards, state.seconds = allowance.used_tokens, allowance.used_seconds
         state.finished = not (pool or proposal.spent) or not allowance.affords(cost)
         if not state.finished:
-            outcome = race(budget, scorer, pool, stages)
+            outcome = race(budget, scorer, pool, stages, order)
             allowance.spend(outcome.scored * settings.length)
-            for candidate, scored in outcome.scores.items():
-                if np.isfinite(scored).all():
-                    state.observations.append(Observation(candidate, *paired(scored, reference)))
+            state.observations += _observations(outcome, reference)
             best = None if probing else outcome.best(windows)
             if best is not None and outcome.scores[best].mean() < state.divergence:
-                state.parent, state.parent_scores = best, outcome.scores[best].tolist()
+                state.parent = best
+                state.parent_scores = outcome.scores[best][np.argsort(outcome.windows)].tolist()
             if not probing:
                 state.tried.update(map(hash, pool))
             state.token_forwards = allowance.used_tokens
@@ -174,6 +184,20 @@ def search(
             state.history.append(Generation(number, state.token_forwards, state.divergence))
         on_generation(state)
     return state
+
+
+def _observations(outcome: Outcome, reference: NDArray[np.float64]) -> list[Observation]:
+    """What a race told. One window does not say how uncertain it is: it is taken for as uncertain
+    as those of the candidates that were scored on more."""
+    start = reference[outcome.windows]
+    told = {c: scores for c, scores in outcome.scores.items() if np.isfinite(scores).all()}
+    spreads = [np.var(s - start[: len(s)], ddof=1) for s in told.values() if len(s) > 1]
+    usual = math.sqrt(np.mean(spreads)) if spreads else 0.0
+    found = []
+    for candidate, scores in told.items():
+        difference, error = paired(scores, start)
+        found.append(Observation(candidate, difference, error if len(scores) > 1 else usual))
+    return found
 
 
 def affordable_offspring(settings: Settings, most: int) -> int:

@@ -28,13 +28,13 @@ class SharedScorer:
         self._say(base=plain_layout(layout))
         return self.evaluator.rebase(layout)
 
-    def scored(self, layouts: Sequence[Layout], windows: slice) -> Iterator[Tensor]:
+    def scored(self, layouts: Sequence[Layout], windows: Sequence[int]) -> Iterator[Tensor]:
         """Of as many layouts at once as there are workers."""
         size = self.workers.size
         for start in range(0, len(layouts), size):
             some = layouts[start : start + size]
             plain = [plain_layout(layout) for layout in some]
-            self._say(layouts=plain, windows=[windows.start, windows.stop])
+            self._say(layouts=plain, windows=list(windows))
             yield from _share(self.evaluator, self.workers, some, windows)
 
     def end(self) -> None:
@@ -53,11 +53,11 @@ def assist(evaluator: Evaluator, workers: Workers) -> None:
             evaluator.rebase(layout_from_plain(orders["base"], head_dim))
         else:
             layouts = [layout_from_plain(plain, head_dim) for plain in orders["layouts"]]
-            _share(evaluator, workers, layouts, slice(*orders["windows"]))
+            _share(evaluator, workers, layouts, orders["windows"])
 
 
 def _share(
-    evaluator: Evaluator, workers: Workers, layouts: Sequence[Layout], windows: slice
+    evaluator: Evaluator, workers: Workers, layouts: Sequence[Layout], windows: Sequence[int]
 ) -> list[Tensor]:
     """Score the layout of one's own rank; tell the others, and hear of theirs."""
     ours: dict[str, Tensor] = {}

@@ -38,6 +38,9 @@ def test_a_teacher_read_from_files_equals_the_one_in_memory(
             logits, windows = torch.randn(stop - start, 5, 11), slice(start, stop)
             expected = divergence(whole[windows], logits)
             assert torch.equal(divergence(stored[windows], logits), expected)
+    scattered, logits = torch.tensor([5, 0, 4]), torch.randn(3, 5, 11)
+    expected = divergence(whole[scattered], logits)
+    assert torch.equal(divergence(stored[scattered], logits), expected)
     everything = stored[:]
     assert torch.equal(everything.ids, whole.ids) and everything.ids.dtype == torch.int32
     assert torch.equal(everything.log_tail, whole.log_tail)

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -65,6 +67,7 @@ class Additive:
         rng = np.random.default_rng(seed)
         self.attention, self.mlp = rng.exponential(size=(2, FACTS.layers))
         self.windows_run = 0
+        self.batches: list[tuple[int, ...]] = []
         self.released = False
 
     def _roots(self, site: Site) -> Numbers:
@@ -78,10 +81,11 @@ class Additive:
         mlp = self.mlp @ [(1.2 - spec.ffn / 96) ** 2 for spec in layout]
         return float(attention + mlp)
 
-    def slopes(self, probabilities: Numbers, windows: slice) -> tuple[float, Numbers]:
-        assert 0 <= windows.start < windows.stop <= WINDOWS
+    def slopes(self, probabilities: Numbers, windows: Sequence[int]) -> tuple[float, Numbers]:
+        assert len({*windows} & {*range(WINDOWS)}) == len(windows) > 0
+        self.batches.append(tuple(windows))
         np.testing.assert_allclose(probabilities.sum(axis=1), 1)
-        self.windows_run += 3 * (windows.stop - windows.start)
+        self.windows_run += 3 * len(windows)
         value, slopes = 0.0, np.zeros_like(probabilities)
         for p, row, site in zip(probabilities, slopes, self.sites, strict=True):
             roots = self._roots(site)
@@ -94,14 +98,14 @@ class Additive:
         self.released = True
 
     def rebase(self, layout: Layout) -> Tensor:
-        return self.divergences(layout, slice(0, WINDOWS))
+        return self.divergences(layout, range(WINDOWS))
 
-    def scored(self, layouts: Sequence[Layout], windows: slice) -> Iterator[Tensor]:
+    def scored(self, layouts: Sequence[Layout], windows: Sequence[int]) -> Iterator[Tensor]:
         return (self.divergences(layout, windows) for layout in layouts)
 
-    def divergences(self, layout: Layout, windows: slice) -> Tensor:
-        self.windows_run += windows.stop - windows.start
-        return torch.full((windows.stop - windows.start,), self.cost(layout)).double()
+    def divergences(self, layout: Layout, windows: Sequence[int]) -> Tensor:
+        self.windows_run += len(windows)
+        return torch.full((len(windows),), self.cost(layout)).double()
 
 
 def _start(space: Space) -> Candidate:
@@ -178,13 +182,13 @@ def test_a_mixture_costs_what_is_asked_for_and_slopes_lead_along_it(
 
     probabilities = searcher.probabilities(logits)
     assert cost(probabilities) == pytest.approx(space.budget.limit, rel=1e-6)
-    _, slopes = oracle.slopes(probabilities, slice(0, 1))
+    _, slopes = oracle.slopes(probabilities, range(1))
     slopes = searcher.through_probabilities(slopes, probabilities)
     for at in np.ndindex(*logits.shape):
         change = np.zeros_like(logits)
         change[at] = 1e-3
         above, below = (
-            oracle.slopes(searcher.probabilities(logits + sign * change), slice(0, 1))[0]
+            oracle.slopes(searcher.probabilities(logits + sign * change), range(1))[0]
             for sign in (1, -1)
         )
         assert slopes[at] == pytest.approx((above - below) / 2e-3, rel=1e-3, abs=1e-5)
@@ -231,11 +235,26 @@ def test_what_need_not_be_cut_is_not_mixed() -> None:
 
 def test_a_step_that_overflows_is_left_out() -> None:
     class Overflowing(Additive):
-        def slopes(self, probabilities: Numbers, windows: slice) -> tuple[float, Numbers]:
+        def slopes(self, probabilities: Numbers, windows: Sequence[int]) -> tuple[float, Numbers]:
             value, slopes = super().slopes(probabilities, windows)
-            return value, slopes * (np.nan if windows.start % 2 else 1.0)
+            return value, slopes * (np.nan if windows[0] % 2 else 1.0)
 
     space = _space()
     state = _run(space, Overflowing(space, 3), 9_000)
     assert np.isfinite(state.notes["relaxation"]["logits"]).all()
     assert state.parent != _start(space)
+
+
+def test_no_window_is_left_out_of_every_turn_of_a_descent() -> None:
+    space = _space()
+    oracle = Additive(space, 3)
+    asked = Settings(8, STEP, WINDOWS, LENGTH, (0, 1))
+    searcher = _searcher(space, oracle)
+    state = State(_start(space), [1.0] * WINDOWS, [1.0] * WINDOWS, 0)
+    batch = WINDOWS // 2 + 1  # one full batch a turn; the others are left over
+    descent = replace(searcher._begin(asked, 10_000), steps=40, batch=batch)
+    for _ in range(descent.steps):
+        searcher._step(descent, state, asked)
+    assert {len(windows) for windows in oracle.batches} == {batch}
+    seen = Counter(chain(*oracle.batches))
+    assert len(seen) == WINDOWS and min(seen.values()) > 5

@@ -113,13 +113,13 @@ def test_a_mixture_of_one_size_is_the_layout_of_that_size(
     folder = tiny_llama(layers=LAYERS, hidden=32, head_dim=DIM, ffn=FFN, biased=True)
     lab = Lab(folder, getattr(torch, dtype))
     relaxation = lab.relaxation(_sites())
-    relaxation.slopes(np.full((4, 4), 0.25), slice(0, 2))  # whatever was mixed before
+    relaxation.slopes(np.full((4, 4), 0.25), range(2))  # whatever was mixed before
     with torch.no_grad():
-        measured, _ = relaxation.slopes(np.eye(4)[list(sizes)], slice(1, 5))
+        measured, _ = relaxation.slopes(np.eye(4)[list(sizes)], range(1, 5))
     layout = tuple(
         LayerSpec(*SHAPES[sizes[2 * i + 1]], DIM, WIDTHS[sizes[2 * i]]) for i in range(LAYERS)
     )
-    expected = float(lab.evaluator().divergences(layout, slice(1, 5)).mean())
+    expected = float(lab.evaluator().divergences(layout, range(1, 5)).mean())
     assert measured == pytest.approx(expected, rel=near, abs=near)
     assert expected > 0.05 or sizes == (3, 3, 3, 3)
     assert relaxation.token_forwards == 3 * (2 + 4) * LENGTH
@@ -151,7 +151,7 @@ def test_slopes_are_what_small_changes_of_probabilities_do(
     sites = _sites([range(LAYERS)]) if tied else _sites()
     relaxation = lab.relaxation(sites)
     probabilities = torch.rand(len(sites), 4, dtype=torch.float64).softmax(dim=1).numpy()
-    windows = slice(0, 3)
+    windows = [4, 0, 2]
     _, slopes = relaxation.slopes(probabilities, windows)
     expected, small = np.zeros_like(slopes), 1e-5
     for at in np.ndindex(*slopes.shape):
@@ -206,9 +206,9 @@ def test_weights_that_were_let_go_come_back_the_same(tiny_llama: Callable[..., P
     folder = tiny_llama(layers=LAYERS, hidden=32, head_dim=DIM, ffn=FFN)
     relaxation = Lab(folder, torch.float32).relaxation(_sites())
     probabilities: Numbers = np.full((4, 4), 0.25)
-    before = relaxation.slopes(probabilities, slice(0, 2))
+    before = relaxation.slopes(probabilities, range(2))
     weights = weakref.ref(relaxation._mixed[0][0].layer)
     relaxation.release()
     assert weights() is None
-    after = relaxation.slopes(probabilities, slice(0, 2))
+    after = relaxation.slopes(probabilities, range(2))
     assert after[0] == before[0] and (after[1] == before[1]).all()
