@@ -61,12 +61,13 @@ def windows_of(folder: Path, split: str, windows: int) -> torch.Tensor:
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     return draw_windows(
         sources.documents({"kind": "python_stdlib", "split": split}, 0, ROOT),
-        lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
-        tokenizer.eos_token_id,
+        lambda document: [
+            *tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"],
+            tokenizer.eos_token_id,
+        ],
         windows=windows,
         length=LENGTH,
         seed=0,
-        skip=0,
         total=windows,
     )
 

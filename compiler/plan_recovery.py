@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-
 from prunec.compiler.estimates import FLOAT32, Windows, total_work
 from prunec.compiler.model.layout import Layout
 from prunec.compiler.model.placement import Placement
 from prunec.compiler.plan import Cost, Estimate
 from prunec.compiler.plan_builder import PlanBuilder
-from prunec.compiler.plan_texts import Draw, Text, add_texts
-from prunec.compiler.recipe import BlockwiseRecovery, LoraRecovery, Recover
+from prunec.compiler.plan_tokens import HELD_OUT, TRAINED_ON
+from prunec.compiler.recipe import BlockwiseRecovery, LoraRecovery
 from prunec.compiler.recovery.sizes import (
     JUDGED_LOGITS,
     PART_TOKENS,
@@ -22,8 +19,6 @@ from prunec.compiler.recovery.sizes import (
     training_passes,
 )
 
-TOKENS, HELD_OUT = "recovery-tokens", "held-out-tokens"
-
 #: Most likely tokens of the dense model that are kept apart, as a model is trained to say the same.
 TOP_K = 512
 
@@ -31,19 +26,18 @@ TOP_K = 512
 _OF_TEXTS = {"source", "tokens", "sequence_length", "held_out", "held_out_tokens", "bos"}
 
 
-def add_recovery(steps: PlanBuilder, base: Path, start: Layout, finished: str) -> str:
+def add_recovery(steps: PlanBuilder, start: Layout, finished: str) -> str:
     """Steps that recover the layers of the step `finished`; the step whose layers are exported."""
     recover = steps.recipe.recover
     if recover is None:
         return finished
-    _add_texts(steps, recover, base)
-    inputs = {"layers": finished, "tokens": TOKENS, "held-out": HELD_OUT}
+    inputs = {"layers": finished, "tokens": TRAINED_ON, "held-out": HELD_OUT}
     settings = recover.model_dump(exclude=_OF_TEXTS) | {"layout": steps.recipe.target.layout}
     if isinstance(recover, LoraRecovery):
         settings["learning_rate"] = recover.learning_rate or default_rate(steps.facts.hidden_size)
         if recover.divergence:
             inputs |= {
-                "teacher": _add_distributions(steps, TOKENS, "of the text to train on"),
+                "teacher": _add_distributions(steps, TRAINED_ON, "of the text to train on"),
                 "held-out-teacher": _add_distributions(
                     steps, HELD_OUT, "of the text that stops it"
                 ),
@@ -61,38 +55,6 @@ def default_rate(hidden_size: int) -> float:
     size of 256; lower for wider models, so that it is a usual one at several thousand."""
     narrower: float = (256 / hidden_size) ** 0.75
     return round(3e-3 * narrower, 7)
-
-
-def _add_texts(steps: PlanBuilder, recover: Recover, base: Path) -> None:
-    source, length = recover.source, recover.sequence_length
-    assert source is not None and length is not None and recover.bos  # settled with the recipe
-    held_out = recover.held_out or source
-    key = "recover.held_out" if recover.held_out else "recover.source"
-    windows, held_out_windows = (
-        math.ceil(tokens / length) for tokens in (recover.tokens, recover.held_out_tokens)
-    )
-    add_texts(
-        steps,
-        base,
-        [
-            Text(
-                "recover.source",
-                "text that the pruned model is trained on",
-                source,
-                recover.seed,
-                recover.bos,
-                (Draw(TOKENS, windows, length),),
-            ),
-            Text(
-                key,
-                "text that says when to stop training and whether it was of use",
-                held_out,
-                recover.seed,
-                recover.bos,
-                (Draw(HELD_OUT, held_out_windows, length),),
-            ),
-        ],
-    )
 
 
 def _add_distributions(steps: PlanBuilder, text: str, why: str) -> str:
@@ -134,7 +96,7 @@ def _lora_cost(steps: PlanBuilder, recover: LoraRecovery, start: Layout) -> Esti
     memory = training_bytes(facts, start, recover.rank, length, checkpointing=recover.checkpointing)
     held = steps.sizes.dense_bytes if recover.hidden else 0
     state = 16 * adapter_parameters(facts, start, recover.rank)
-    tokens = recover.epochs * passes * steps.count(TOKENS) + looks * steps.count(HELD_OUT)
+    tokens = recover.epochs * passes * steps.count(TRAINED_ON) + looks * steps.count(HELD_OUT)
     return lambda placement: steps.sizes.peak(
         steps.sizes.vocabulary_held(placement) + memory + held,
         token_forwards=tokens,
@@ -150,7 +112,7 @@ def _blockwise_cost(steps: PlanBuilder, recover: BlockwiseRecovery, start: Layou
     sizes, held_out = steps.sizes, steps.text(HELD_OUT)
     length = held_out.length
     batch = Windows(max(1, recover.batch_tokens // length), length)
-    tokens = steps.count(TOKENS) + held_out.tokens
+    tokens = steps.count(TRAINED_ON) + held_out.tokens
     streams = 2 * tokens + 2 * held_out.tokens
     passes = 2 + 3 * recover.epochs
     wider = FLOAT32 // sizes.value_bytes

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,25 @@ _SIDE_BY_SIDE, _WINDOWS = 65_536, 128
 
 @dataclass(frozen=True)
 class Draw:
-    """A step's windows: [windows, length] token ids."""
+    """A step's windows: [windows, length] token ids.
+
+    whole: all that the text has, in its order; `windows` is about how many these are
+    """
 
     name: str
     windows: int
     length: int
+    whole: bool = False
 
 
 @dataclass(frozen=True)
 class Text:
     """One purpose's part of a source. `key`: where the source stands in the recipe.
 
-    Several draws cut the same tokens into windows of different lengths.
+    draws: several cut the same tokens into windows of different lengths
+    reader: texts of one reader may hold the same documents, those of others of the same source
+        never do
+    judges: whether it reads what the source holds out, or the rest
     """
 
     key: str
@@ -46,11 +53,27 @@ class Text:
     seed: int
     bos: str
     draws: tuple[Draw, ...]
+    reader: str
+    judges: bool = False
+
+    @property
+    def unit(self) -> int:
+        """Tokens of the windows that those of all draws are cut from."""
+        return max(draw.length for draw in self.draws)
+
+    @property
+    def windows(self) -> int:
+        """Windows of that length that the draws take."""
+        return max(math.ceil(draw.windows / (self.unit // draw.length)) for draw in self.draws)
+
+    @property
+    def tokens(self) -> int:
+        return self.windows * self.unit
 
 
 def add_texts(steps: PlanBuilder, base: Path, texts: Sequence[Text]) -> None:
-    """Steps that draw these texts, which share no window with each other: where several take the
-    same source, they take different windows of one draw, by the first one's seed.
+    """Steps that draw these texts. Where several readers take the same source, its documents are
+    dealt among them, in the order that the first one's seed decides.
 
     A mixture becomes a step for each part, `<name>-<part>`, and one that joins them.
     """
@@ -96,16 +119,15 @@ def _parts_of(text: Text) -> list[Text]:
         return [text]
     shares = [_shares(text, draw) for draw in text.draws]
     return [
-        Text(
-            f"{text.key}.parts.{name}.source",
-            text.why,
-            part.source,
-            text.seed,
-            text.bos,
-            tuple(
+        replace(
+            text,
+            key=f"{text.key}.parts.{name}.source",
+            source=part.source,
+            draws=tuple(
                 Draw(_part_step(draw, name), share[name], draw.length)
                 for draw, share in zip(text.draws, shares, strict=True)
             ),
+            reader=f"{text.reader}.{name}",
         )
         for name, part in text.source.parts.items()
         if part.weight
@@ -130,25 +152,31 @@ def _part_step(draw: Draw, part: str) -> str:
     return f"{draw.name}-{part}"
 
 
-def _placed(texts: Sequence[Text]) -> dict[str, dict[str, int]]:
-    """Of every draw: which windows it takes of all that its source gives.
+def _placed(texts: Sequence[Text]) -> dict[str, dict[str, Any]]:
+    """Of every draw: which documents of its source, or which of the windows that the model writes,
+    it takes, and how many windows its text has in all.
 
-    Sources are cut into windows of the longest length that is taken from them; `cut_from` names
-    it where a draw's own windows are shorter pieces of those.
+    `cut_from` names the text's longest windows where a draw's own are shorter pieces of those.
     """
-    placed: dict[str, dict[str, int]] = {}
+    placed: dict[str, dict[str, Any]] = {}
     for source in {_key(text.source): text.source for text in texts}.values():
         sharing = [text for text in texts if text.source == source]
-        unit = max(draw.length for text in sharing for draw in text.draws)
-        before, own = 0, []
+        readers: dict[str, list[Text]] = {}
         for text in sharing:
-            own.append(before)
-            before += max(math.ceil(d.windows / (unit // d.length)) for d in text.draws)
-        for text, skip in zip(sharing, own, strict=True):
-            place = {"seed": sharing[0].seed, "skip": skip, "total": before}
-            for draw in text.draws:
-                cut = {"cut_from": unit} if draw.length < unit else {}
-                placed[draw.name] = place | cut
+            readers.setdefault(text.reader, []).append(text)
+        before = 0
+        for own, reading in enumerate(readers.values()):
+            for text in reading:
+                place: dict[str, Any] = {"seed": sharing[0].seed, "skip": before}
+                if not isinstance(source, SelfSource):
+                    place = {"seed": text.seed, "order": sharing[0].seed, "total": text.windows}
+                    if len(readers) > 1:
+                        shares = [max(t.tokens for t in each) for each in readers.values()]
+                        place["deal"] = {"shares": shares, "own": own}
+                for draw in text.draws:
+                    cut = {"cut_from": text.unit} if draw.length < text.unit else {}
+                    placed[draw.name] = place | cut
+            before += max(text.windows for text in reading)
     return placed
 
 
@@ -165,7 +193,6 @@ def _add(steps: PlanBuilder, base: Path, text: Text, draw: Draw, place: dict[str
         _check_context(steps, text, length)
         size = max(1, min(_WINDOWS, _SIDE_BY_SIDE // length))
         written = {"source": data} | steps.model | shape | place | {"side_by_side": size}
-        del written["total"]  # a window is written by its own number, whatever else is
         why = f"{text.why}, written by the dense model"
         taken = generation(
             steps.sizes,
@@ -180,6 +207,9 @@ def _add(steps: PlanBuilder, base: Path, text: Text, draw: Draw, place: dict[str
     except sources.SourceError as error:
         raise RecipeProblemError(text.key, error.message, error.hint) from None
     params = {"source": data, "text": identity, "tokenizer": steps.identity} | shape | place
+    params["judges"] = text.judges
+    if draw.whole:
+        params["order"] = None
     steps.add(draw.name, "tokens", text.why, params, {}, light(disk_bytes))
 
 
@@ -223,6 +253,9 @@ def plain_source(source: FittingSource, base: Path) -> dict[str, Any]:
         }
         return {"kind": "mix", "parts": parts}
     data = source.model_dump()
+    for name in ("holdout", "join"):
+        if data.get(name, "") is None:
+            del data[name]
     if "files" in data:
         # Relative, so that a plan reads the same wherever the project lies.
         data["files"] = [os.path.relpath(path, base) for path in data["files"]]

@@ -8,18 +8,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunec.compiler.calibration.sources import SourceError, file_bytes
+from prunec.compiler.diagnostics import RecipeProblemError
 from prunec.compiler.plan_builder import PlanBuilder
-from prunec.compiler.plan_texts import Draw, Text, add_texts
+from prunec.compiler.plan_texts import Draw, Text, add_texts, plain_source
 from prunec.compiler.recipe import (
     AdaPrunerMethod,
     Calibration,
+    DocumentsSource,
+    FittingSource,
     MixedSource,
+    Recover,
+    Search,
     TextCheck,
     Validation,
 )
 
 #: The step that draws the text of `validate.perplexity`; others have their name behind it.
 EVALUATION = "evaluation-tokens"
+
+#: The steps that draw the texts of a recovery.
+TRAINED_ON, HELD_OUT = "recovery-tokens", "held-out-tokens"
+
+#: Who reads the documents that weights are fitted to.
+_FITTED = "fitted"
+
+#: Bytes of a token of most languages' text; tokens of a source whose size is not known.
+_TOKEN_BYTES, _UNKNOWN_TOKENS = 3, 2**19
 
 
 @dataclass(frozen=True)
@@ -36,29 +51,54 @@ class Pool:
 
 
 def add_fitting_tokens(steps: PlanBuilder, base: Path) -> None:
-    """Text that weights are fitted to, and text that layouts are compared on.
+    """Text that weights are fitted to, text that layouts are compared on, and the two of a
+    recovery: what it trains on may be what was calibrated on, what stops it is like nothing that
+    the model was fitted to or chosen on.
 
     Method `adapruner` gets pools (see `pools`) instead of `calibration-tokens`, which it chooses
     from them.
     """
-    calibration, search = steps.recipe.calibration, steps.recipe.search
-    if calibration is None:
-        return
-    length = calibration.sequence_length
-    if isinstance(steps.recipe.method, AdaPrunerMethod):
-        texts = _pooled(calibration, pools(steps))
-    else:
-        draw = Draw("calibration-tokens", math.ceil(calibration.tokens / length), length)
-        why = "text that the weights are fitted to"
-        key, source, seed = "calibration.source", calibration.source, calibration.seed
-        texts = [Text(key, why, source, seed, calibration.bos, (draw,))]
-    if search:
-        assert search.seed is not None and search.bos is not None  # settled with the recipe
-        draw = Draw("search-tokens", math.ceil(search.tokens / length), length)
-        why = "text that layouts are compared on; calibration does not see it"
-        source = search.source or calibration.source
-        texts.append(Text("search.source", why, source, search.seed, search.bos, (draw,)))
+    recipe, texts = steps.recipe, list[Text]()
+    if recipe.calibration:
+        texts += _calibration(steps, recipe.calibration)
+        if recipe.search:
+            texts.append(_search(recipe.calibration, recipe.search))
+    if recipe.recover:
+        texts += _recovery(recipe.recover)
     add_texts(steps, base, texts)
+
+
+def _calibration(steps: PlanBuilder, calibration: Calibration) -> list[Text]:
+    if isinstance(steps.recipe.method, AdaPrunerMethod):
+        return _pooled(calibration, pools(steps))
+    length = calibration.sequence_length
+    draw = Draw("calibration-tokens", math.ceil(calibration.tokens / length), length)
+    why = "text that the weights are fitted to"
+    key, source, seed = "calibration.source", calibration.source, calibration.seed
+    return [Text(key, why, source, seed, calibration.bos, (draw,), _FITTED)]
+
+
+def _search(calibration: Calibration, search: Search) -> Text:
+    assert search.source and search.seed is not None and search.bos  # settled with the recipe
+    length = calibration.sequence_length
+    draw = Draw("search-tokens", math.ceil(search.tokens / length), length)
+    why = "text that layouts are compared on; calibration does not see it"
+    return Text("search.source", why, search.source, search.seed, search.bos, (draw,), "search")
+
+
+def _recovery(recover: Recover) -> list[Text]:
+    length, seed, bos = recover.sequence_length, recover.seed, recover.bos
+    assert recover.source and recover.held_out and length and bos  # settled with the recipe
+    draws = [
+        (Draw(step, math.ceil(tokens / length), length),)
+        for step, tokens in ((TRAINED_ON, recover.tokens), (HELD_OUT, recover.held_out_tokens))
+    ]
+    why = "text that the pruned model is trained on"
+    judging = "text that says when to stop training and whether it was of use"
+    return [
+        Text("recover.source", why, recover.source, seed, bos, draws[0], _FITTED),
+        Text("recover.held_out", judging, recover.held_out, seed, bos, draws[1], HELD_OUT),
+    ]
 
 
 def pools(steps: PlanBuilder) -> list[Pool]:
@@ -96,16 +136,31 @@ def _pooled(calibration: Calibration, found: Sequence[Pool]) -> list[Text]:
             if pool.part == part
         )
         seed, bos = calibration.seed, calibration.bos
-        texts.append(Text(key, "text to choose from", source, seed, bos, draws))
+        reader = f"{_FITTED}.{part}" if part else _FITTED
+        texts.append(Text(key, "text to choose from", source, seed, bos, draws, reader))
     return texts
 
 
 def add_evaluation_tokens(steps: PlanBuilder, validation: Validation, base: Path) -> None:
     """Texts that judge: one step for each."""
     for step, (key, check) in evaluated(validation).items():
-        draw = Draw(step, math.ceil(check.tokens / check.sequence_length), check.sequence_length)
+        assert check.source is not None  # settled with the recipe
+        length, whole = check.sequence_length, check.tokens == "all"
+        tokens = _about(check.source, base) if check.tokens == "all" else check.tokens
+        draw = Draw(step, math.ceil(tokens / length), length, whole)
         why = "text that nothing was fitted to or chosen on"
-        add_texts(steps, base, [Text(f"{key}.source", why, check.source, 0, check.bos, (draw,))])
+        text = Text(f"{key}.source", why, check.source, 0, check.bos, (draw,), step, judges=True)
+        add_texts(steps, base, [text])
+
+
+def _about(source: FittingSource, base: Path) -> int:
+    """About how many tokens a source has that is read as a whole, to estimate by."""
+    held = source.holdout if isinstance(source, DocumentsSource) and source.holdout else 1.0
+    try:
+        found = file_bytes(plain_source(source, base), base)
+    except SourceError as error:
+        raise RecipeProblemError("validate", error.message, error.hint) from None
+    return max(1, round(held * found / _TOKEN_BYTES)) if found else _UNKNOWN_TOKENS
 
 
 def evaluated(validation: Validation) -> dict[str, tuple[str, TextCheck]]:

@@ -31,7 +31,7 @@ def make_plan(recipe: Recipe, subject: Subject, base: Path) -> Plan:
     start = _start_layout(recipe, subject)
     _warn_of_coarse_widths(steps)
     finished = METHODS[recipe.method.kind](steps, start)
-    finished = add_recovery(steps, base, start, finished)
+    finished = add_recovery(steps, start, finished)
     for export in recipe.export:
         steps.add(
             f"export-{export.kind}",

@@ -31,6 +31,7 @@ from prunec.compiler.recipe_recover import BlockwiseRecovery, LoraRecovery, Reco
 from prunec.compiler.recipe_resources import Resources
 from prunec.compiler.recipe_sources import (
     Bos,
+    DocumentsSource,
     FittingSource,
     HubSource,
     JsonlSource,
@@ -44,7 +45,7 @@ from prunec.compiler.recipe_sources import (
     WholeWindows,
 )
 from prunec.compiler.recipe_target import Speedup, Target
-from prunec.compiler.recipe_texts import Reading, keep_apart, with_split
+from prunec.compiler.recipe_texts import Reading, judging_source, keep_apart, with_split
 from prunec.compiler.recipe_validation import (
     AbortIf,
     CompletionCheck,
@@ -65,6 +66,7 @@ __all__ = [
     "Bos",
     "Calibration",
     "CompletionCheck",
+    "DocumentsSource",
     "Export",
     "FittingSource",
     "HfExport",
@@ -188,8 +190,8 @@ class Search(Section):
 
     source: FittingSource | None = Field(
         default=None,
-        description="Text that candidates are scored on. By default calibration's source, in "
-        "windows that calibration did not take (for `python_stdlib` its search split).",
+        description="Text that candidates are scored on. By default calibration's source, "
+        "documents that calibration does not read (for `python_stdlib` its search split).",
     )
     tokens: int = Field(
         default=16_384, ge=1, description="Size of the last selection stage, in tokens."
@@ -307,17 +309,20 @@ class Recipe(Section):
             )
         if calibration is not None:
             source, length = source or calibration.source, length or calibration.sequence_length
-        held_out = recover.held_out
-        if held_out is None and isinstance(source, PythonStdlibSource):
-            held_out = PythonStdlibSource(kind="python_stdlib", split="search")
+        assert source is not None
+        held_out = recover.held_out or with_split(source, None, anew=True)
         settled = {
-            "source": source and with_split(source, "calibration"),
+            "source": with_split(source, "calibration"),
             "sequence_length": length,
-            "held_out": held_out and with_split(held_out, "search"),
+            "held_out": with_split(held_out, "search"),
             "bos": recover.bos or (calibration.bos if calibration else "auto"),
         }
         recover = recover.model_copy(update=settled)
-        keep_apart(_fitted("recover", recover), _stopping(recover, may_share=True))
+        held_out_text = _stopping(recover, may_share=True)
+        keep_apart(_fitted("recover", recover), held_out_text)
+        for name in ("calibration", "search"):
+            if section := info.data.get(name):
+                keep_apart(_fitted(name, section), held_out_text)
         for name in ("tokens", "held_out_tokens", "batch_tokens"):
             given = name != "batch_tokens" or name in recover.model_fields_set
             if given and getattr(recover, name) < (recover.sequence_length or 0):
@@ -345,10 +350,17 @@ class Recipe(Section):
     def _settle_validation(
         cls, validation: Validation | None, info: ValidationInfo
     ) -> Validation | None:
-        if validation is None:
+        if validation is None or "calibration" not in info.data:  # it was refused itself
             return validation
-        perplexity = validation.perplexity and _judging(validation.perplexity)
-        elsewhere = {name: _judging(check) for name, check in validation.elsewhere.items()}
+        calibration: Calibration | None = info.data.get("calibration")
+        held_out = judging_source(calibration.source if calibration else None)
+        perplexity = validation.perplexity
+        if perplexity:
+            perplexity = _judging(perplexity, held_out, ("perplexity",))
+        elsewhere = {
+            name: _judging(check, held_out, ("elsewhere", name))
+            for name, check in validation.elsewhere.items()
+        }
         judging = [
             Reading(("validate", "elsewhere", name, "source"), "evaluation", check.source)
             for name, check in elsewhere.items()
@@ -380,8 +392,16 @@ class Recipe(Section):
 Judging = TypeVar("Judging", bound=TextCheck)
 
 
-def _judging(check: Judging) -> Judging:
-    return check.model_copy(update={"source": with_split(check.source, "evaluation")})
+def _judging(check: Judging, default: FittingSource | None, place: tuple[str, ...]) -> Judging:
+    """The check with its source settled. `default`: what it reads where it names none."""
+    source = check.source or default
+    if source is None:
+        raise refusal(
+            "has no source, and calibration.source holds nothing out that it could read",
+            "give it a source, or calibration.source a holdout",
+            within=place,
+        )
+    return check.model_copy(update={"source": with_split(source, "evaluation")})
 
 
 def _fitted(name: str, section: Calibration | Search | Recover) -> Reading:

@@ -32,8 +32,8 @@ class _Training(Section):
     held_out: Source | None = Field(
         default=None,
         description="Text that decides when to stop and whether to keep the result. By default of "
-        "the training text's source, in windows that are not trained on (for `python_stdlib` its "
-        "search split).",
+        "the training text's source, documents that nothing else of the build reads (for "
+        "`python_stdlib` of its search split).",
     )
     held_out_tokens: int = Field(default=16_384, ge=1, description="Tokens of that text.")
     batch_tokens: int = Field(

@@ -44,14 +44,31 @@ class PythonStdlibSource(Section):
     )
 
 
-class TextSource(Section):
+class DocumentsSource(Section):
+    """Documents of the user's own, some of which may be kept for judging."""
+
+    holdout: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="About this share of the documents is kept for judging: text that is fitted to "
+        "never holds them, a text under `validate` holds nothing else.",
+    )
+    join: str | None = Field(
+        default=None,
+        description="What stands between documents instead of the token that ends a text. "
+        "Published perplexities join WikiText's rows by two newlines.",
+    )
+
+
+class TextSource(DocumentsSource):
     """Plain text files, each one document."""
 
     kind: Literal["text"] = Field(description="Where the text comes from.")
     files: Files
 
 
-class JsonlSource(Section):
+class JsonlSource(DocumentsSource):
     """JSON Lines files, one document a line."""
 
     kind: Literal["jsonl"] = Field(description="Where the text comes from.")
@@ -61,7 +78,7 @@ class JsonlSource(Section):
     )
 
 
-class HubSource(Section):
+class HubSource(DocumentsSource):
     """A dataset of the Hugging Face hub, read through the datasets library, streaming."""
 
     kind: Literal["hub"] = Field(description="Where the text comes from.")

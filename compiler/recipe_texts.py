@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prunec.compiler.recipe_checks import refusal
 from prunec.compiler.recipe_sources import (
+    DocumentsSource,
     FittingSource,
     HubSource,
     JsonlSource,
@@ -21,7 +22,7 @@ from prunec.compiler.recipe_sources import (
 class Reading:
     """A source in a recipe: where it stands, and the split that is its section's own.
 
-    may_share: whether it may read an earlier section's very source, in windows of its own
+    may_share: whether it may read an earlier section's very source, documents of its own
     """
 
     place: tuple[str, ...]
@@ -50,7 +51,7 @@ def keep_apart(earlier: Reading, later: Reading) -> None:
         return
     for one_at, one in _parts(earlier.source):
         for two_at, two in _parts(later.source):
-            if later.may_share and one == two and not _split(one):
+            if one == two and _kept_apart(earlier, later, one):
                 continue
             if (shared := _shared_text(one, two)) is None:
                 continue
@@ -65,9 +66,26 @@ def keep_apart(earlier: Reading, later: Reading) -> None:
                 )
             raise refusal(
                 f"reads {shared}, as {_reader(here)} does; they must be disjoint",
-                "give each text of its own; what was fitted to cannot judge",
+                "give each text of its own, or both the same holdout; what was fitted to cannot "
+                "judge"
+                if later.home == "evaluation" and isinstance(two, DocumentsSource)
+                else "give each text of its own; what was fitted to cannot judge",
                 at=there,
             )
+
+
+def _kept_apart(earlier: Reading, later: Reading, source: FittingSource) -> bool:
+    """Whether two texts of one source share no document: those that judge read what is held out,
+    others are dealt documents of their own."""
+    if later.home == "evaluation":
+        return isinstance(source, DocumentsSource) and source.holdout is not None
+    return later.may_share and (not _split(source) or earlier.home == later.home)
+
+
+def judging_source(source: FittingSource | None) -> FittingSource | None:
+    """What judges where nothing else is named: what calibration's source holds out."""
+    held = isinstance(source, DocumentsSource) and source.holdout is not None
+    return source if held else None
 
 
 def _parts(source: FittingSource) -> list[tuple[tuple[str, ...], FittingSource]]:

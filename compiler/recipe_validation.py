@@ -16,7 +16,7 @@ from prunec.compiler import recipe_checks
 from prunec.compiler.diagnostics import quoted
 from prunec.compiler.recipe_checks import refusal
 from prunec.compiler.recipe_sizes import Size
-from prunec.compiler.recipe_sources import Bos, Name, Section, Source, WholeWindows
+from prunec.compiler.recipe_sources import Bos, Name, Section, Source
 
 Positive = Annotated[float, Field(gt=0)]
 Runtime = Literal["hf", "onnx", "vllm"]
@@ -31,10 +31,16 @@ Folder = Annotated[
 class TextCheck(Section):
     """Perplexity of both models on text that fitted nothing, and how far apart they are on it."""
 
-    source: Source = Field(description="Where the text comes from.")
+    source: Source | None = Field(
+        default=None,
+        description="Where the text comes from; by default what calibration's source holds out.",
+    )
     sequence_length: int = Field(default=256, ge=2, description="Tokens in one window of text.")
-    tokens: WholeWindows = Field(
-        default=65_536, ge=1, validate_default=True, description="Tokens scored in all."
+    tokens: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        default=65_536,
+        validate_default=True,
+        description="Tokens scored in all, in windows drawn from the text; `all`: the whole text "
+        "from its beginning, window after window, as published perplexities are measured.",
     )
     bos: Bos = Field(
         default="auto",
@@ -52,6 +58,11 @@ class TextCheck(Section):
         description="Gate: the divergence of next-token distributions from the dense model's may "
         "not exceed this, in nats per token.",
     )
+
+    @field_validator("tokens")
+    @classmethod
+    def _fills_a_window(cls, tokens: int | str, info: ValidationInfo) -> int | str:
+        return tokens if isinstance(tokens, str) else recipe_checks.fills_a_window(tokens, info)
 
 
 class PerplexityCheck(TextCheck):

@@ -55,9 +55,10 @@ def documents(source: Mapping[str, Any], seed: int | None, base: Path) -> Iterat
     """The documents of a source (a recipe's source section as data), shuffled by the seed; in the
     source's own order where that is None.
 
-    Relative `files` are relative to `base`.
+    Relative `files` are relative to `base`. Who reads them and how they are joined is settled
+    elsewhere.
     """
-    fields = dict(source)
+    fields = {name: value for name, value in source.items() if name not in ("holdout", "join")}
     return _READERS[fields.pop("kind")](seed=seed, base=base, **fields)
 
 

@@ -244,9 +244,12 @@ def describe_source(source: dict[str, Any]) -> str:
         whole = sum(part["weight"] for part in parts)
         shares = (f"{p['weight'] / whole:.1%} {describe_source(p['source'])}" for p in parts)
         return f"mix of {', '.join(shares)}"
-    rest = [str(value) for key, value in source.items() if key not in ("kind", "files") and value]
+    told = ("kind", "files", "holdout", "join")
+    rest = [str(value) for key, value in source.items() if key not in told and value]
     files = source.get("files", [])
     rest += files if len(files) <= 3 else [f"{len(files)} files"]
+    rest += [f"{source['holdout']:.3g} held out"] if "holdout" in source else []
+    rest += [f"joined by {json.dumps(source['join'])}"] if "join" in source else []
     return f"{source['kind']} ({', '.join(rest)})" if rest else str(source["kind"])
 
 

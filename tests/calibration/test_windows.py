@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunec.compiler.calibration.sources import Document, SourceError
-from prunec.compiler.calibration.windows import draw_windows
+from prunec.compiler.calibration.windows import all_windows, document_ids, draw_windows
 
 END = 9_999_999
 
@@ -24,11 +24,15 @@ def _encode(text: str) -> list[int]:
     return [int(word) for word in text.split()]
 
 
+def _ended(document: Document) -> list[int]:
+    return document_ids(document, _encode, END)
+
+
 def _draw(documents: list[str] | Iterator[str] | None = None, **options: Any) -> torch.Tensor:
-    given_ = {"windows": 6, "length": 16, "seed": 0, "skip": 0} | options
+    given_ = {"windows": 6, "length": 16, "seed": 0} | options
     texts = _documents() if documents is None else documents
     read = (Document(text, str(number)) for number, text in enumerate(texts))
-    return draw_windows(read, _encode, END, **({"total": given_["windows"]} | given_))
+    return draw_windows(read, _ended, **({"total": given_["windows"]} | given_))
 
 
 def _tokens(windows: torch.Tensor) -> set[int]:
@@ -37,19 +41,23 @@ def _tokens(windows: torch.Tensor) -> set[int]:
 
 @given(st.integers(1, 9), st.integers(0, 9), st.integers(2, 33), st.integers(0, 2**31))
 @settings(max_examples=40, deadline=None)
-def test_two_uses_of_one_draw_share_no_token(
+def test_a_draw_begins_as_a_smaller_one_of_it_and_repeats_nothing(
     first: int, second: int, length: int, seed: int
 ) -> None:
     whole: dict[str, Any] = {"length": length, "seed": seed, "total": first + second}
-    calibration = _draw(windows=first, skip=0, **whole)
-    search = _draw(windows=second, skip=first, **whole)
-    assert calibration.shape == (first, length) and search.shape == (second, length)
-    assert not _tokens(calibration) & _tokens(search)
-    together = _draw(windows=first + second, skip=0, **whole)
-    assert torch.equal(torch.cat([calibration, search]), together)
-    # Nor does one use repeat itself: there are as many tokens as places.
-    places = together.flatten().tolist()
+    together = _draw(windows=first + second, **whole)
+    assert together.shape == (first + second, length)
+    assert torch.equal(_draw(windows=first, **whole), together[:first])
+    places = together.flatten().tolist()  # as many tokens as places
     assert len(_tokens(together)) == len(places) - places.count(END)
+
+
+def test_the_whole_text_is_cut_from_its_beginning() -> None:
+    texts = [Document(text, str(number)) for number, text in enumerate(_documents(5, 9))]
+    stream = [token for text in texts for token in _ended(text)]
+    assert all_windows(texts, _ended, 16).tolist() == [stream[:16], stream[16:32], stream[32:48]]
+    with pytest.raises(SourceError, match="holds 50 tokens; 64 are asked for"):
+        all_windows(texts, _ended, 64)
 
 
 def test_a_window_is_a_run_of_the_documents_joined_by_the_end_token() -> None:
@@ -62,8 +70,25 @@ def test_a_window_is_a_run_of_the_documents_joined_by_the_end_token() -> None:
 
 def test_pieces_of_a_document_are_joined_by_nothing() -> None:
     pieces = [Document("1 2", "a@0", whole=False), Document("3", "a@1"), Document("4", "b")]
-    drawn = draw_windows(pieces, _encode, END, windows=1, length=6, seed=0, skip=0, total=1)
-    assert drawn.tolist() == [[1, 2, 3, END, 4, END]]
+    assert all_windows(pieces, _ended, 6).tolist() == [[1, 2, 3, END, 4, END]]
+
+
+@pytest.mark.parametrize(
+    ("document", "options", "ids"),
+    [
+        (Document("1 2", "a"), {}, [1, 2, END]),
+        (Document("1 2", "a"), {"join": " 8 "}, [1, 2, 8]),
+        (Document("1 2", "a", whole=False), {"join": " 8 "}, [1, 2]),
+        (Document("1 2", "a"), {"prefix": [1]}, [1, 2, END]),
+        (Document("1 2", "a", templated=True), {}, [1, 2]),
+        (Document("1 2", "a", templated=True), {"prefix": [1]}, [2]),  # the window begins with it
+        (Document("1 2", "a", templated=True), {"prefix": [2]}, [1, 2]),
+    ],
+)
+def test_what_stands_behind_a_document_is_what_joins_it_to_the_next(
+    document: Document, options: dict[str, Any], ids: list[int]
+) -> None:
+    assert document_ids(document, _encode, END, **options) == ids
 
 
 def test_a_seed_decides_the_windows() -> None:
@@ -111,4 +136,4 @@ def test_just_enough_text_is_enough() -> None:
 
 def test_more_windows_than_the_draw_holds_are_never_silently_fewer() -> None:
     with pytest.raises(ValueError, match="more than the draw's 6"):
-        _draw(windows=5, skip=2, total=6)
+        _draw(windows=7, total=6)

@@ -127,10 +127,13 @@ def test_pools_of_several_lengths_hold_the_same_tokens_and_none_of_the_search(
         pools = [steps[f"pool-{length}-{part}"]["params"] for length in (16, 24, 64)]
         assert [(p["windows"], p["length"]) for p in pools] == [(64, 16), (43, 24), (16, 64)]
         assert [p.get("cut_from") for p in pools] == [64, 64, None]
-        assert all(p["skip"] == 0 for p in pools)
-    # 43 windows of 24 tokens, two in each of 64, are the most: 22; the search takes what follows.
-    search = steps["search-tokens-a"]["params"]
-    assert (search["skip"], search["cut_from"], search["total"]) == (22, 64, 26)
+        # 43 windows of 24 tokens, two in each of 64, are the most: 22.
+        assert all(p.get("skip", 0) == 0 and p.get("total", 22) == 22 for p in pools)
+    # The search reads documents of its own.
+    search, pool = (steps[name]["params"] for name in ("search-tokens-a", "pool-16-a"))
+    assert "cut_from" not in search and search["order"] == pool["order"]
+    assert pool["deal"] == {"shares": [22 * 64, 256], "own": 0}
+    assert search["deal"] == {"shares": [22 * 64, 256], "own": 1}
     assert "search-tokens-b" not in steps and "calibration-tokens-a" not in steps
 
 

@@ -195,9 +195,9 @@ def test_text_that_is_held_out_is_not_trained_on(
     assert done.returncode == 0, done.stderr
     steps = {step["name"]: step for step in json.loads(done.stdout)["steps"]}
     fit, held = (steps[name]["params"] for name in ("recovery-tokens", "held-out-tokens"))
-    assert (fit["skip"], fit["windows"]) == (0, 32)
-    assert (held["skip"], held["windows"]) == (32, 8)
-    assert fit["seed"] == held["seed"] and fit["total"] == held["total"] == 40
+    assert (fit["windows"], held["windows"]) == (32, 8)
+    assert fit["order"] == held["order"] and fit["deal"]["shares"] == held["deal"]["shares"]
+    assert fit["deal"]["own"] != held["deal"]["own"]
 
 
 def test_the_faithful_combination_is_recovered_too(

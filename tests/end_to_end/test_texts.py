@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from prunec.compiler.diagnostics import RecipeProblemError
+from prunec.compiler.calibration.sources import SourceError
+from prunec.compiler.diagnostics import RecipeProblemError, UserError
 from prunec.compiler.plan import Plan
 from prunec.compiler.planner import make_plan
 from prunec.compiler.recipe_file import load_recipe
@@ -163,3 +167,112 @@ def test_windows_beyond_the_positions_that_a_model_knows_are_told(
         "beyond is nothing that it was trained for",
     )
     assert not planned(ask())[2].warnings
+
+
+def _rows(folder: Path, count: int = 900) -> dict[str, Any]:
+    """A source of rows of which each says in every word which one it is."""
+    lines = [json.dumps({"text": f"{number:03d} " * 24}) for number in range(count)]
+    (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return {"kind": "jsonl", "files": ["rows.jsonl"]}
+
+
+def _read(ids: Tensor, model: Path) -> set[str]:
+    """The rows that windows hold whole words of."""
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    text = "/".join(tokenizer.decode_batch(ids.tolist()))
+    return set(re.findall(r"(?<=[\s])\d{3}(?=\s)", text))
+
+
+def test_no_document_serves_two_purposes(
+    ask: Callable[..., Path], begins: Path, tmp_path: Path
+) -> None:
+    rows = _rows(tmp_path) | {"holdout": 0.2}
+    path = ask(
+        method={"kind": "tyr"},
+        target={"sparsity": 0.5, "layout": "per_layer", "multiple_of": 8},
+        calibration={"source": rows, "seed": 3},
+        search={"tokens": 512, "seed": 5},
+        recover=RECOVER | {"seed": 7},
+        validate={
+            "perplexity": {"tokens": 512, "sequence_length": 32},  # what calibration holds out
+            "elsewhere": {"again": {"source": rows, "tokens": 512, "sequence_length": 64}},
+        },
+    )
+    read = {name: _read(ids, begins) for name, ids in drawn(path).items()}
+    assert all(len(rows) > 1 for rows in read.values())
+    fitted = read["calibration-tokens"] | read["recovery-tokens"]
+    judged = read["evaluation-tokens"] | read["evaluation-tokens-again"]
+    for one, other in itertools.combinations(
+        [fitted, read["search-tokens"], read["held-out-tokens"], judged], 2
+    ):
+        assert not one & other
+
+
+def test_what_is_held_out_stays_so_whatever_else_a_recipe_says(
+    ask: Callable[..., Path], begins: Path, tmp_path: Path
+) -> None:
+    rows = _rows(tmp_path) | {"holdout": 0.2}
+    judged = {"perplexity": {"tokens": 4096, "sequence_length": 32}}
+    one = drawn(ask(calibration={"source": rows}, validate=judged))
+    more = {"source": rows, "seed": 9, "tokens": 4096, "sequence_length": 64}
+    other = drawn(ask(calibration=more, search=None, validate=judged))
+    assert torch.equal(one["evaluation-tokens"], other["evaluation-tokens"])
+    fitted = _read(other["calibration-tokens"], begins)
+    assert len(fitted) > 40 and not fitted & _read(one["evaluation-tokens"], begins)
+
+
+@pytest.mark.parametrize(
+    ("fitted", "judged"),
+    [({"holdout": 0.2}, {}), ({}, {"holdout": 0.2}), ({"holdout": 0.2}, {"holdout": 0.1})],
+)
+def test_one_text_fits_and_judges_only_where_both_hold_out_the_same(
+    fitted: dict[str, Any], judged: dict[str, Any], ask: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = _rows(tmp_path, 9)
+    validate = {"perplexity": {"source": rows | judged}}
+    with pytest.raises(UserError) as refused:
+        load_recipe(ask(calibration={"source": rows | fitted}, validate=validate))
+    (found,) = refused.value.diagnostics
+    assert "rows.jsonl, as calibration does; they must be disjoint" in found.message
+    assert found.hint and "both the same holdout" in found.hint
+
+
+def test_a_judging_text_without_a_source_needs_one_that_is_held_out(
+    ask: Callable[..., Path],
+) -> None:
+    with pytest.raises(UserError) as refused:
+        load_recipe(ask(validate={"perplexity": {}}))
+    (found,) = refused.value.diagnostics
+    assert found.message.startswith("validate.perplexity has no source, and calibration.source")
+
+
+def test_too_few_documents_for_all_who_read_them_are_told_with_the_numbers(
+    ask: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = _rows(tmp_path, 2)
+    with pytest.raises(SourceError) as caught:
+        drawn(ask(calibration={"source": rows, "tokens": 64}, recover=RECOVER))
+    assert caught.value.message.startswith("this text gets 1 of 2 documents or parts of them, ")
+    assert caught.value.message.endswith("tokens; 512 are asked for")
+
+
+@pytest.mark.parametrize("join", [None, "\n\n", ""])
+def test_a_whole_text_is_read_window_after_window(
+    join: str | None, ask: Callable[..., Path], begins: Path, tmp_path: Path
+) -> None:
+    texts = [" ".join(random.Random(number).choices(WORDS, k=50)) for number in range(8)]
+    lines = [json.dumps({"text": text}) for text in texts]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    source = {"kind": "jsonl", "files": ["test.jsonl"]} | ({} if join is None else {"join": join})
+    check = {"source": source, "tokens": "all", "sequence_length": 24}
+    ids = drawn(ask(validate={"perplexity": check}))["evaluation-tokens"]
+
+    tokenizer = Tokenizer.from_file(str(begins / "tokenizer.json"))
+    if join is None:
+        whole = [
+            i for t in texts for i in [*tokenizer.encode(t, add_special_tokens=False).ids, END]
+        ]
+    else:
+        whole = tokenizer.encode(join.join(texts), add_special_tokens=False).ids
+    expected = [[BOS, *whole[at : at + 23]] for at in range(0, len(whole) - 22, 23)]
+    assert ids.tolist() == expected
