@@ -20,6 +20,10 @@ from prunec.compiler.model.errors import ModelError
 from prunec.compiler.plan_builder import PlanBuilder
 from prunec.compiler.recipe import FittingSource, MixedSource, SelfSource
 
+#: Files whose bytes are text; tokens that a byte of it becomes at most, where a tokenizer composes
+#: characters anew (NFC makes three of one); tokens at most that a window begins with.
+_UNPACKED, _MOST_TOKENS, _BEGINNINGS = (".txt", ".md", ".jsonl", ".json", ".raw"), 3, 8
+
 #: Tokens that a model writes side by side, whose keys and values are held; and windows, at most.
 _SIDE_BY_SIDE, _WINDOWS = 65_536, 128
 
@@ -203,6 +207,7 @@ def _add(steps: PlanBuilder, base: Path, text: Text, draw: Draw, place: dict[str
         steps.add(draw.name, "generate", why, written, {}, taken)
         return
     try:
+        _check_length(data, base, draw, text)
         identity = sources.identity(data, base)
     except sources.SourceError as error:
         raise RecipeProblemError(text.key, error.message, error.hint) from None
@@ -211,6 +216,22 @@ def _add(steps: PlanBuilder, base: Path, text: Text, draw: Draw, place: dict[str
     if draw.whole:
         params["order"] = None
     steps.add(draw.name, "tokens", text.why, params, {}, light(disk_bytes))
+
+
+def _check_length(source: dict[str, Any], base: Path, draw: Draw, text: Text) -> None:
+    """Refuses files that cannot hold what is asked for, whatever the tokenizer: of a byte of text
+    none makes more than a few tokens. What is packed has more bytes than its files."""
+    names = source.get("files", ())
+    if draw.whole or not names or any(not name.endswith(_UNPACKED) for name in names):
+        return
+    held, asked = sources.file_bytes(source, base), draw.windows * draw.length
+    if held * _MOST_TOKENS < asked - _BEGINNINGS * draw.windows:
+        raise RecipeProblemError(
+            text.key,
+            f"{text.key} has {held:,} bytes of text, too few for the {asked:,} tokens of "
+            f"{draw.name}",
+            hint="ask for fewer tokens, or give more text",
+        )
 
 
 def _add_mixture(

@@ -67,8 +67,8 @@ def _too_little(params: Mapping[str, Any], documents: OwnDocuments, tokens: int)
     if documents.seen == documents.taken:
         return TooLittleTextError(tokens, wanted)
     return SourceError(
-        f"this text gets {documents.taken:,} of {documents.seen:,} documents or parts of them, "
-        f"which hold {tokens:,} tokens; {wanted:,} are asked for",
+        f"the source holds {tokens:,} tokens for this text, in {documents.taken:,} of its "
+        f"{documents.seen:,} documents or parts of them; {wanted:,} are asked for",
         hint="other texts read this source too, or a share of it is held out: ask for fewer "
         "tokens, give more text, or give one of them a source of its own",
     )

@@ -118,10 +118,19 @@ def test_calibration_text_may_be_json_lines(recipe: Path, prunec: Run, tmp_path:
 
 
 def test_a_text_that_is_too_short_is_said_to_be(recipe: Path, prunec: Run, tmp_path: Path) -> None:
-    done = prunec("build", recipe, "--output", tmp_path, "--set", "calibration.tokens=1000000")
+    done = prunec("build", recipe, "--output", tmp_path, "--set", "calibration.tokens=20000")
     assert done.returncode == 3
     assert "calibration-tokens: the source holds" in done.stderr
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_files_that_are_too_small_for_any_tokenizer_are_refused_when_planning(
+    recipe: Path, prunec: Run
+) -> None:
+    done = prunec("plan", recipe, "--set", "calibration.tokens=1000000")
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert "calibration.source has" in said and "too few for the 1,000,000 tokens" in said
 
 
 def test_json_is_all_that_a_build_prints_on_stdout(

@@ -252,8 +252,10 @@ def test_too_few_documents_for_all_who_read_them_are_told_with_the_numbers(
     rows = _rows(tmp_path, 2)
     with pytest.raises(SourceError) as caught:
         drawn(ask(calibration={"source": rows, "tokens": 64}, recover=RECOVER))
-    assert caught.value.message.startswith("this text gets 1 of 2 documents or parts of them, ")
-    assert caught.value.message.endswith("tokens; 512 are asked for")
+    assert caught.value.message == (
+        "the source holds 97 tokens for this text, in 1 of its 2 documents or parts of them; "
+        "512 are asked for"
+    )
 
 
 @pytest.mark.parametrize("join", [None, "\n\n", ""])
