@@ -23,6 +23,7 @@ from prunec.compiler.model.headers import (
     read_json,
     shard_names,
 )
+from prunec.compiler.model.special_ids import check_padding, check_tokenizer
 from prunec.compiler.plan import digest
 from prunec.compiler.plan_builder import Subject
 from prunec.compiler.recipe import ModelSpec
@@ -47,6 +48,7 @@ def subject_for_plan(model: ModelSpec) -> Subject:
             config, revision = snapshot / "config.json", snapshot.name
             commit = snapshot.name
         facts = facts_from_config(read_json(config))
+        check_padding(facts)
     except ModelError as error:
         raise _unusable(error, model) from None
     content = hashlib.sha256(config.read_bytes()).hexdigest()
@@ -73,7 +75,9 @@ def _with_weights(model: ModelSpec, snapshot: Path) -> Path:
     forms too. What its small files say of the model is looked at before any is fetched."""
     try:
         check_no_adapter(snapshot)
-        facts_from_config(read_json(snapshot / "config.json"))
+        facts = facts_from_config(read_json(snapshot / "config.json"))
+        check_padding(facts)
+        check_tokenizer(facts, snapshot)
         weights = indexed_names(snapshot) or [SINGLE]
     except ModelError as error:
         raise _unusable(error, model) from None
@@ -83,20 +87,21 @@ def _with_weights(model: ModelSpec, snapshot: Path) -> Path:
 def _from_folder(folder: Path, model: ModelSpec) -> Subject:
     try:
         facts = facts_from_folder(folder)
+        check_padding(facts)
+        warnings = [*_left_out(facts), *check_tokenizer(facts, folder)]
         names = _files_read(folder)
         for name in names:
             check_inside(folder, name)
         identity = digest([[name, file_identity(folder / name)] for name in names])
     except (ModelError, SourceError) as error:
         raise _unusable(error, model) from None
-    return Subject(facts, folder, identity, warnings=_left_out(facts, model))
+    said = tuple(f"{model.source}: {warning}" for warning in warnings)
+    return Subject(facts, folder, identity, warnings=said)
 
 
-def _left_out(facts: Facts, model: ModelSpec) -> tuple[str, ...]:
+def _left_out(facts: Facts) -> list[str]:
     unused = unused_tensors(facts)
-    if not unused:
-        return ()
-    return (f"{model.source}: no language model uses {listed(unused)}; they are left out",)
+    return [f"no language model uses {listed(unused)}; they are left out"] if unused else []
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, int, int]]:

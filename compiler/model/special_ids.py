@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from prunec.compiler.model.errors import ModelError
+from prunec.compiler.model.facts import Facts
 from prunec.compiler.model.headers import read_json
+from prunec.compiler.model.tokenizer_files import read_tokenizer
 
 GENERATION = "generation_config.json"
 
@@ -59,6 +61,42 @@ def _ids(value: object) -> list[int]:
 def generation_config(folder: Path) -> dict[str, Any]:
     """A model's generation_config.json, empty where there is none. ModelError if it is damaged."""
     return read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
+
+
+def check_padding(facts: Facts) -> None:
+    """ModelError for a pad_token_id that transformers opens no model with."""
+    pad = facts.config.get("pad_token_id")
+    if pad is not None and (not isinstance(pad, int) or pad >= facts.vocab_size):
+        raise ModelError(
+            f"config.json has pad_token_id: {repr(pad)[:60]}, which is no token id below its "
+            f"vocab_size ({facts.vocab_size}), and transformers refuses it",
+            hint="name a token that the model has, such as its end-of-text token, or write null",
+        )
+
+
+def check_tokenizer(facts: Facts, folder: Path) -> list[str]:
+    """What a tokenizer's files give reason to warn of, a sentence each. ModelError where it cannot
+    be read, or where a text would begin or end with a token that the model has no embedding for."""
+    files, last = read_tokenizer(folder), facts.vocab_size - 1
+    named = {key: files.special.get(f"{key}_token") for key in ("bos", "eos", "pad")}
+    found = settle_special_ids(facts.config, generation_config(folder), **named)
+    tokens = {number: token for token, number in files.ids.items() if number > last}
+    for what, number in (("ends", found.end), ("begins", named["bos"])):
+        if number is not None and number > last:
+            token = f" ({tokens[number][:40]!r})" if number in tokens else ""
+            raise ModelError(
+                f"{folder}: a text {what} with token {number}{token}, and the model's vocabulary "
+                f"ends at id {last}",
+                hint="use the tokenizer that the model was trained with, or resize its embedding",
+            )
+    if not tokens:
+        return []
+    first, count = min(tokens), f"{len(tokens):,} token{'s' * (len(tokens) > 1)}"
+    return [
+        f"the tokenizer has {count} that the model has no embedding for, the first "
+        f"{tokens[first][:40]!r} (id {first}; the model's last is {last}): a text that holds one "
+        "is refused"
+    ]
 
 
 def check_ids(ids: Iterable[int], vocab_size: int, token_of: Callable[[int], str]) -> None:

@@ -116,6 +116,11 @@ def test_of_a_repository_only_the_weights_that_its_index_names_are_fetched(
     [
         ("adapter_config.json", "{}", "holds an adapter"),
         ("config.json", '{"model_type": "mamba"}', "'mamba' is not supported"),
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": {"400": "<new>"}, "eos_token": "<new>"}',
+            "a text ends with token 400",
+        ),
         ("model.safetensors.index.json", '{"weight_map": {"a": "../*"}}', "outside its folder"),
     ],
 )

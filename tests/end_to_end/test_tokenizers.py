@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,3 +110,21 @@ def test_a_text_with_tokens_beyond_the_vocabulary_is_refused(
     done = build(*source, "--set", f"calibration.source={json.dumps(text)}")
     assert done.returncode == 3
     assert "calibration-tokens: the text holds the token '<|im_end|>', id 2" in done.stderr
+
+
+def test_what_a_tokenizers_files_say_is_told_by_plan(
+    grown: Path, recipe: Path, prunec: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = ("plan", recipe, "--set", f"model.source={grown}", *UNIFORM)
+    planned = prunec(*plan)
+    assert planned.returncode == 0 and "warning: " in planned.stderr
+    assert "1 token that the model has no embedding for, the first '<|im_end|>'" in planned.stderr
+    edit(grown / "tokenizer_config.json", eos_token="<|im_end|>")
+    refused = prunec(*plan)
+    assert refused.returncode == 2 and refused.stderr.startswith("--set model.source=")
+    assert "a text ends with token " in refused.stderr and "('<|im_end|>')" in refused.stderr
+    (grown / "tokenizer.json").unlink()
+    (grown / "tokenizer.model").write_bytes(b"\n")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    refused = prunec(*plan)
+    assert refused.returncode == 2 and "hint: pip install sentencepiece" in refused.stderr
