@@ -14,7 +14,7 @@ from typing import Any
 from prunec.compiler.diagnostics import BuildError, Diagnostic, UserError
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.headers import read_json, shard_names
-from prunec.exporters.vllm_rules import PLUGIN_ARCHITECTURES
+from prunec.exporters.vllm_rules import PLUGIN_ARCHITECTURES, misread_by_stock
 from prunec.validators.manifest import MANIFEST
 
 #: Of a build's exports, those that vLLM opens; the first that is there is served.
@@ -39,7 +39,9 @@ def command_for(
     except ModelError as error:
         raise UserError(Diagnostic(f"{error.message}: the artefact is unfinished")) from None
     if reason := _refusal(config):
-        raise UserError(Diagnostic(f"{artefact} cannot be served by vLLM: {reason}"))
+        raise UserError(
+            Diagnostic(f"{artefact} cannot be served by vLLM: {reason[0]}", hint=reason[1])
+        )
     command = ["vllm", "serve", str(artefact)]
     if config.get("model_type") == "nemotron-nas" and "auto_map" in config:
         command.append("--trust-remote-code")  # for the configuration file beside the weights
@@ -90,17 +92,24 @@ def run(command: Sequence[str]) -> None:
     os.execv(program, [program, *command[1:]])
 
 
-def _refusal(config: Mapping[str, Any]) -> str | None:
-    """Why vLLM cannot serve a model of this config; None where nothing is known against it."""
+def _refusal(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Why vLLM cannot serve a model of this config, and what would help; None where nothing is
+    known against it."""
     model_type = str(config.get("model_type"))
+    written_for_it = "build with export: [{kind: vllm}], which writes what vLLM reads"
     if not model_type.startswith("prunec_"):
-        return None
-    if model_type.removeprefix("prunec_") not in PLUGIN_ARCHITECTURES:
-        return f"it has no layers of different shapes for {model_type.removeprefix('prunec_')}"
+        misread = misread_by_stock(config)
+        return (misread, written_for_it) if misread else None
+    dense_type = model_type.removeprefix("prunec_")
+    if dense_type not in PLUGIN_ARCHITECTURES:
+        return (
+            f"it has no layers of different shapes for {dense_type}",
+            "build with target.layout: uniform",
+        )
     layers = config.get("per_layer_config")
     shapes = layers.values() if isinstance(layers, Mapping) else ()
     if any(isinstance(shape, Mapping) and shape.get("query_groups") for shape in shapes):
-        return "KV heads of a layer serve different numbers of query heads"
+        return "KV heads of a layer serve different numbers of query heads", written_for_it
     return None
 
 

@@ -17,6 +17,7 @@ from prunec.exporters.artefact import Provenance
 from prunec.exporters.card import Card, model_card
 from prunec.exporters.hf import verify as verify
 from prunec.exporters.hf_rules import LayoutKind
+from prunec.exporters.vllm_rules import misread_by_stock
 from prunec.validators.manifest import CARD
 
 _STOCK = """\
@@ -35,11 +36,6 @@ remote code is run. transformers opens the folder as well, with `trust_remote_co
 vllm serve path/to/this/folder
 ```
 """
-
-# Of vLLM's stock classes, these read no head_dim: they divide the hidden size by query heads.
-_IMPLICIT_HEAD_DIM = frozenset({"qwen2"})
-# And these know no windows of single layers.
-_WINDOWLESS = frozenset({"qwen2", "qwen3"})
 
 
 def export(
@@ -90,7 +86,10 @@ def card(
 
 
 def _is_misread(facts: Facts, layout: Layout) -> bool:
-    model_type, width = facts.family.model_type, layout[0].query_heads * facts.head_dim
-    if model_type in _IMPLICIT_HEAD_DIM and width != facts.hidden_size:
-        return True
-    return model_type in _WINDOWLESS and bool(facts.config.get("use_sliding_window"))
+    """Whether vLLM's stock class would misread the model if it were written as a plain one."""
+    sizes = {
+        "model_type": facts.family.model_type,
+        "num_attention_heads": layout[0].query_heads,
+        "head_dim": facts.head_dim,
+    }
+    return misread_by_stock({**facts.config, **sizes}) is not None

@@ -92,6 +92,28 @@ def limits(
     return None
 
 
+# Of vLLM's stock classes, these read no head_dim: they divide the hidden size by query heads.
+_IMPLICIT_HEAD_DIM = frozenset({"qwen2"})
+# And these know no windows of single layers.
+_WINDOWLESS = frozenset({"qwen2", "qwen3"})
+
+
+def misread_by_stock(config: Mapping[str, Any]) -> str | None:
+    """What vLLM's stock class gets wrong of a plain model with this config.json; None if nothing is
+    known. Such a model is served by the plugin, whose class reads it as it is."""
+    model_type, sizes = str(config.get("model_type")), ("num_attention_heads", "head_dim")
+    heads, head_dim = (config.get(name) for name in sizes)
+    rows = heads * head_dim if isinstance(heads, int) and isinstance(head_dim, int) else None
+    if model_type in _IMPLICIT_HEAD_DIM and rows not in (None, config.get("hidden_size")):
+        return (
+            f"its class of {model_type} takes heads to be hidden_size / num_attention_heads wide, "
+            f"and they are {head_dim}"
+        )
+    if model_type in _WINDOWLESS and config.get("use_sliding_window"):
+        return f"its class of {model_type} knows no attention windows of single layers"
+    return None
+
+
 #: The model type of vLLM's DeciLM, which transformers does not have.
 DECILM = "nemotron-nas"
 

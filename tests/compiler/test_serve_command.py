@@ -66,6 +66,32 @@ def test_of_a_build_the_folder_for_vllm_comes_first(tmp_path: Path) -> None:
     assert _command(tmp_path) == f"vllm serve {tmp_path / 'vllm'}"
 
 
+def test_what_vllm_would_misread_is_never_served(tmp_path: Path) -> None:
+    """The exporter for vLLM writes these for the plugin; the Hugging Face folder is a plain one."""
+    narrow = {"num_attention_heads": 2, "head_dim": 16, "hidden_size": 64}
+    whole = {"num_attention_heads": 4, "head_dim": 16, "hidden_size": 64}
+    for name, config in (
+        ("narrow", {"model_type": "qwen2", **narrow}),
+        ("windows", {"model_type": "qwen3", "use_sliding_window": True, **whole}),
+    ):
+        build = tmp_path / name
+        _artefact(build / "hf", config)
+        (build / "manifest.json").touch()
+        for folder in (build, build / "hf"):
+            with pytest.raises(UserError) as caught:
+                _command(folder)
+            [told] = caught.value.diagnostics
+            assert "cannot be served by vLLM: its class of qwen" in told.message
+            assert told.hint and "kind: vllm" in told.hint
+        _artefact(build / "vllm", PER_LAYER)
+        assert _command(build) == f"vllm serve {build / 'vllm'}"
+    for name, config in (
+        ("llama", {"model_type": "llama", **narrow}),
+        ("qwen2", {"model_type": "qwen2", **whole}),
+    ):
+        assert _command(_artefact(tmp_path / name, config)) == f"vllm serve {tmp_path / name}"
+
+
 def test_what_cannot_be_served_is_said_in_one_sentence(tmp_path: Path) -> None:
     uneven = {"0": {}, "1": {"num_attention_heads": 3, "query_groups": [1, 2]}}
     refusals = {
