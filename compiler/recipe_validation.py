@@ -7,6 +7,7 @@ through `prunec.compiler.recipe`, which is the whole contract.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +22,7 @@ from prunec.compiler.recipe_sources import Bos, Name, Section, Source
 Positive = Annotated[float, Field(gt=0)]
 Runtime = Literal["hf", "onnx", "vllm"]
 Backend = Literal["hf", "vllm"]
+Metric = Annotated[str, Field(min_length=1)]
 Folder = Annotated[
     Path,
     Field(strict=False),  # YAML has no paths
@@ -98,29 +100,63 @@ class TasksCheck(Section):
     max_length: int | None = Field(
         default=None, ge=1, description="Tokens of context; by default the model's own limit."
     )
+    metric: Metric | dict[str, Metric] | None = Field(
+        default=None,
+        description="What is scored, `acc_norm` for example, or `NAME,FILTER`: for all names, or "
+        "by name; by default each task's own first metric.",
+    )
     min_recovery: Positive | None = Field(
         default=None,
-        description="Gate on every task: the pruned model's score over the dense model's.",
+        description="Gate on every name: the pruned model's score over the dense model's. A group "
+        "is judged as one, by the items of all its tasks.",
+    )
+    min_recovery_above_chance: Positive | None = Field(
+        default=None,
+        description="Gate on every name: the same of what either model scores above guessing, "
+        "(pruned - chance) / (dense - chance); of tasks with choices.",
     )
     max_drop: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default={}, description="Gates by task: dense score minus pruned score, at most."
+        default={}, description="Gates by name: dense score minus pruned score, at most."
     )
     min_score: dict[str, float] = Field(
-        default={}, description="Gates by task: the pruned model's score, at least."
+        default={}, description="Gates by name: the pruned model's score, at least."
     )
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_of_named_tasks(
+        cls, metric: str | dict[str, str] | None, info: ValidationInfo
+    ) -> str | dict[str, str] | None:
+        if isinstance(metric, dict):
+            _check_named(metric, "names a metric of", info)
+        return metric
 
     @field_validator("max_drop", "min_score")
     @classmethod
-    def _of_named_tasks(cls, gates: dict[str, float], info: ValidationInfo) -> dict[str, float]:
-        names = info.data.get("names", [])
-        for name in gates:
-            if names and name not in names:
-                raise refusal(
-                    f"is a gate on {quoted(name)}, which is not measured",
-                    "tasks.names has " + ", ".join(names),
-                    within=(name,),
-                )
+    def _gates_on_named_tasks(
+        cls, gates: dict[str, float], info: ValidationInfo
+    ) -> dict[str, float]:
+        _check_named(gates, "is a gate on", info)
         return gates
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """The metrics that are asked for, by name."""
+        if isinstance(self.metric, str):
+            return dict.fromkeys(self.names, self.metric)
+        return dict(self.metric or {})
+
+
+def _check_named(by_name: Iterable[str], what: str, info: ValidationInfo) -> None:
+    """Refuses what is said of a task that is not among the names."""
+    names = info.data.get("names", [])
+    for name in by_name:
+        if names and name not in names:
+            raise refusal(
+                f"{what} {quoted(name)}, which is not measured",
+                "tasks.names has " + ", ".join(names),
+                within=(name,),
+            )
 
 
 class Speedups(Section):

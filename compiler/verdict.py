@@ -7,20 +7,23 @@ Gates are made from what the recipe asks for, not from what there is: what is mi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from prunec.compiler.plan import Plan, Step
 from prunec.compiler.recipe import SizeCheck, SpeedCheck, TasksCheck, TextCheck, Validation
 from prunec.compiler.steps.context import SEARCHES, Summary
-from prunec.validators.gates import Comparison, Gate, judge, judge_exact, judge_parity
+from prunec.validators.gates import Amount, Comparison, Gate, judge, judge_exact, judge_parity
 from prunec.validators.measurements import (
     Estimate,
-    FootprintResult,
     PerplexityResult,
     SpeedResult,
     TaskResult,
 )
 from prunec.validators.results import Report
+from prunec.validators.speed import PHASES, Phase, Runtime
+
+_ABSENT = "it is not among the results"
 
 
 def is_lost(validation: Validation | None, plan: Plan, step: Step, found: Summary) -> bool:
@@ -62,15 +65,77 @@ def gates_of(validation: Validation | None, report: Report) -> tuple[Gate, ...]:
     if validation.speed:
         gates += judged.speeds(validation.speed, report.speeds)
     if validation.size:
-        gates += _sizes(validation.size, report.footprints)
+        gates += _sizes(validation.size, report)
     if validation.parity:
-        gates += map(judge_parity, report.parities)
+        gates += _parities(report)
     return tuple(gates)
 
 
 def _damaged(problem: str) -> Gate:
     """Files that disagree with each other are not judged by numbers."""
-    return Gate("artefact.intact", None, None, None, 0, "<=", "failed", False, problem)
+    return _failed("artefact.intact", problem)
+
+
+def _missing(name: str, what: str, error: str) -> Gate:
+    """What was to be measured, and was not, fails though no threshold is set for it."""
+    return _failed(name, f"{what} was not measured: {error.rstrip('.')}")
+
+
+def _failed(name: str, message: str) -> Gate:
+    return Gate(name, None, None, None, 0, "<=", "failed", False, " ".join(message.split()))
+
+
+@dataclass(frozen=True)
+class _TaskGate:
+    """A kind of gate on tasks: its threshold for a name in a recipe, if it has one, and what of a
+    result it is held against."""
+
+    name: str
+    what: str
+    comparison: Comparison
+    threshold: Callable[[TasksCheck, str], float | None]
+    estimate: Callable[[TaskResult], Estimate | None]
+
+    def why_not(self, result: TaskResult) -> str | None:
+        """Why a result has no such number, though both models were scored."""
+        if self.name == "min_recovery" and result.dense <= 0:
+            return f"the dense model scores {result.dense:g}, of which there is no share"
+        if self.name != "min_recovery_above_chance":
+            return None
+        if result.chance is None:
+            return "what guessing scores is not known"
+        if result.dense <= result.chance:
+            scores = f"{result.dense:.3f}, guessing {result.chance:.3f}"
+            return f"the dense model is no better than guessing (it scores {scores})"
+        return None
+
+
+_TASK_GATES = (
+    _TaskGate(
+        "min_recovery", "recovery", ">=", lambda check, _: check.min_recovery, lambda r: r.recovery
+    ),
+    _TaskGate(
+        "min_recovery_above_chance",
+        "recovery above chance",
+        ">=",
+        lambda check, _: check.min_recovery_above_chance,
+        lambda r: r.recovery_above_chance,
+    ),
+    _TaskGate(
+        "max_drop",
+        "drop",
+        "<=",
+        lambda check, name: check.max_drop.get(name),
+        lambda r: _negated(r.difference),
+    ),
+    _TaskGate(
+        "min_score",
+        "score",
+        ">=",
+        lambda check, name: check.min_score.get(name),
+        lambda r: r.pruned_estimate,
+    ),
+)
 
 
 class _Judge:
@@ -85,6 +150,8 @@ class _Judge:
         if found and not math.isfinite(found.pruned):
             message = f"the pruned model's perplexity{where} is not a finite number"
             yield Gate(f"{key}.finite", None, None, None, 0, "<=", "failed", False, message)
+        length = check.sequence_length
+        amount = Amount("tokens", check.tokens // length * length, length)
         for name, what, threshold, measured in (
             ("max_ratio", "perplexity ratio", check.max_ratio, "ratio"),
             ("max_perplexity", "perplexity", check.max_perplexity, "pruned_estimate"),
@@ -93,70 +160,79 @@ class _Judge:
             if threshold is not None:
                 estimate = getattr(found, measured) if found else None
                 error = found.undiverged if found and measured == "divergence" else None
-                yield self._gate(f"{key}.{name}", what + where, estimate, threshold, "<=", error)
+                yield self._gate(
+                    f"{key}.{name}", what + where, estimate, threshold, "<=", error, amount
+                )
 
     def tasks(self, check: TasksCheck, found: Sequence[TaskResult]) -> Iterator[Gate]:
-        several = len(check.backends) > 1
-        if check.min_recovery is not None:
-            for result in found:
-                yield self._task("min_recovery", result, check.min_recovery, several)
-            for name in check.names:
-                if not any(result.task == name or name in result.groups for result in found):
-                    yield self._absent(f"tasks.{name}.min_recovery", f"recovery on {name}")
-        for kind, gates in (("max_drop", check.max_drop), ("min_score", check.min_score)):
-            for name, threshold in gates.items():
-                of_it = [r for r in found if r.task == name or name in r.groups]
-                for result in of_it:
-                    yield self._task(kind, result, threshold, several)
-                if not of_it:
-                    yield self._absent(f"tasks.{name}.{kind}", f"{name}")
-
-    def _task(self, kind: str, result: TaskResult, threshold: float, several: bool) -> Gate:
-        what, estimate = {
-            "min_recovery": ("recovery", result.recovery),
-            "max_drop": ("drop", _negated(result.difference)),
-            "min_score": ("score", result.pruned_estimate),
-        }[kind]
-        comparison: Comparison = "<=" if kind == "max_drop" else ">="
-        key, where = f"tasks.{result.task}.{kind}", f"{what} on {result.task}"
-        if several:
-            key, where = f"{key}.{result.backend}", f"{where} by {result.backend}"
-        return self._gate(key, where, estimate, threshold, comparison, result.error)
+        """Gates on what the recipe names, a group as one; what has none must be measured."""
+        several = len(set(check.backends)) > 1
+        for backend in dict.fromkeys(check.backends):
+            by = f" by {backend}" if several else ""
+            suffix = f".{backend}" if several else ""
+            for name in dict.fromkeys(check.names):
+                result = next((r for r in found if (r.task, r.backend) == (name, backend)), None)
+                error = result.error if result else _ABSENT
+                asked = [
+                    (kind, threshold)
+                    for kind in _TASK_GATES
+                    if (threshold := kind.threshold(check, name)) is not None
+                ]
+                for kind, threshold in asked:
+                    yield self._gate(
+                        f"tasks.{name}.{kind.name}{suffix}",
+                        f"{kind.what} on {name}{by}",
+                        kind.estimate(result) if result else None,
+                        threshold,
+                        kind.comparison,
+                        error or (kind.why_not(result) if result else None),
+                        _limit(check, result) if result else None,
+                    )
+                if error and not asked:
+                    yield _missing(f"tasks.{name}.measured{suffix}", f"{name}{by}", error)
 
     def speeds(self, check: SpeedCheck, found: Sequence[SpeedResult]) -> Iterator[Gate]:
-        for kind, asked in (
-            ("min_speedup", check.min_speedup),
-            ("min_tokens_per_second", check.min_tokens_per_second),
-        ):
-            for runtime, phases in asked.items():
-                for phase, threshold in phases.model_dump(exclude_none=True).items():
-                    for batch in dict.fromkeys(check.batch_sizes):
-                        yield self._speed(kind, (runtime, phase, batch), threshold, found)
+        """Gates at every batch size; what has none must be measured."""
+        for runtime in dict.fromkeys(check.runtimes):
+            for phase in PHASES:
+                for batch in dict.fromkeys(check.batch_sizes):
+                    place = (runtime, phase, batch)
+                    result = next((r for r in found if _place(r) == place), None)
+                    yield from self._speed(check, runtime, phase, batch, result)
 
     def _speed(
         self,
-        kind: str,
-        place: tuple[str, str, int],
-        threshold: float,
-        found: Sequence[SpeedResult],
-    ) -> Gate:
-        runtime, phase, batch = place
-        what = "speedup" if kind == "min_speedup" else "tokens per second"
-        result = next((r for r in found if (r.runtime, r.phase, r.batch) == place), None)
-        estimate = None
-        if result:
-            estimate = result.speedup if kind == "min_speedup" else result.pruned_estimate
-        return self._gate(
-            f"speed.{runtime}.{phase}.batch_{batch}.{kind}",
-            f"{what} of {phase} in {runtime} at batch {batch}",
-            estimate,
-            threshold,
-            ">=",
-            result.error if result else None,
+        check: SpeedCheck,
+        runtime: Runtime,
+        phase: Phase,
+        batch: int,
+        result: SpeedResult | None,
+    ) -> Iterator[Gate]:
+        key, where = (
+            f"speed.{runtime}.{phase}.batch_{batch}",
+            f"{phase} in {runtime} at batch {batch}",
         )
-
-    def _absent(self, key: str, what: str) -> Gate:
-        return self._gate(key, what, None, 0.0, ">=", "it is not among the results")
+        error = result.error if result else _ABSENT
+        amount = Amount("pairs", check.pairs)
+        gated = False
+        for name, what, by_runtime, measured in (
+            ("min_speedup", "speedup", check.min_speedup, "speedup"),
+            (
+                "min_tokens_per_second",
+                "tokens per second",
+                check.min_tokens_per_second,
+                "pruned_estimate",
+            ),
+        ):
+            threshold = getattr(by_runtime.get(runtime), phase, None)
+            if threshold is not None:
+                gated = True
+                estimate = getattr(result, measured, None)
+                yield self._gate(
+                    f"{key}.{name}", f"{what} of {where}", estimate, threshold, ">=", error, amount
+                )
+        if error and not gated:
+            yield _missing(f"{key}.measured", f"speed of {where}", error)
 
     def _gate(
         self,
@@ -166,6 +242,7 @@ class _Judge:
         threshold: float,
         comparison: Comparison,
         error: str | None = None,
+        amount: Amount | None = None,
     ) -> Gate:
         return judge(
             key,
@@ -175,21 +252,61 @@ class _Judge:
             comparison,
             inconclusive_passes=self.lenient,
             error=error,
+            amount=amount,
         )
 
 
-def _sizes(check: SizeCheck, found: Sequence[FootprintResult]) -> Iterator[Gate]:
-    for result in found:
-        files = _over(result.file_bytes, result.dense_file_bytes)
-        resident = _over(result.resident_bytes, result.dense_resident_bytes)
-        for name, what, threshold, measured in (
-            ("max_bytes", "bytes of files", check.max_bytes, result.file_bytes),
-            ("max_bytes_ratio", "share of the dense bytes", check.max_bytes_ratio, files),
-            ("max_resident_ratio", "share of the dense memory", check.max_resident_ratio, resident),
+def _place(result: SpeedResult) -> tuple[str, str, int]:
+    return result.runtime, result.phase, result.batch
+
+
+def _limit(check: TasksCheck, result: TaskResult) -> Amount:
+    """What would give a task, or a group, more items."""
+    if check.limit is None or not result.items:
+        return Amount("limit", check.limit, exhausted=check.limit is None)
+    exhausted = not result.tasks and result.items < check.limit
+    return Amount("limit", check.limit, check.limit / result.items, exhausted)
+
+
+def _parities(report: Report) -> Iterator[Gate]:
+    """One for every artefact, compared or not."""
+    found = {result.artefact: result for result in report.parities}
+    for kind in dict.fromkeys([*report.artefacts, *found]):
+        if kind in found:
+            yield judge_parity(found[kind])
+        else:
+            what = f"parity of the {kind} artefact with the model in memory"
+            yield _missing(f"parity.{kind}", what, _ABSENT)
+
+
+def _sizes(check: SizeCheck, report: Report) -> Iterator[Gate]:
+    found = {result.artefact: result for result in report.footprints}
+    for artefact in dict.fromkeys([*report.artefacts, *found]):
+        result = found.get(artefact)
+        for name, what, threshold, measure in (
+            ("max_bytes", "bytes of files", check.max_bytes, lambda r: r.file_bytes),
+            (
+                "max_bytes_ratio",
+                "share of the dense bytes",
+                check.max_bytes_ratio,
+                lambda r: _over(r.file_bytes, r.dense_file_bytes),
+            ),
+            (
+                "max_resident_ratio",
+                "share of the dense memory",
+                check.max_resident_ratio,
+                lambda r: _over(r.resident_bytes, r.dense_resident_bytes),
+            ),
         ):
             if threshold is not None:
-                key = f"size.{result.artefact}.{name}"
-                yield judge_exact(key, f"{what} of {result.artefact}", measured, threshold, "<=")
+                yield judge_exact(
+                    f"size.{artefact}.{name}",
+                    f"{what} of {artefact}",
+                    measure(result) if result else None,
+                    threshold,
+                    "<=",
+                    None if result else _ABSENT,
+                )
 
 
 def _over(pruned: int | None, dense: int | None) -> float | None:

@@ -24,6 +24,20 @@ _HOPELESS = 100  # times as many items as there were: too many to name a number
 
 
 @dataclass(frozen=True, slots=True)
+class Amount:
+    """The recipe's field that says how much is measured: `tokens: 65536`.
+
+    each: what one more item, window or pair adds to it; value: None where the field is not set
+    exhausted: there is no more to be measured
+    """
+
+    field: str
+    value: int | None
+    each: float = 1.0
+    exhausted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Gate:
     """One judged measurement.
 
@@ -51,8 +65,10 @@ def judge(
     *,
     inconclusive_passes: bool,
     error: str | None = None,
+    amount: Amount | None = None,
 ) -> Gate:
-    """The gate on an estimate; `what` names it in the message, `error` is why there is none.
+    """The gate on an estimate; `what` names it in the message, `error` is why there is none,
+    `amount` what would settle it.
 
     A bound on the threshold is on the right side. An interval that is too unsure of itself, as the
     extremes of a few pairs are, is inconclusive wherever it lies.
@@ -73,7 +89,7 @@ def judge(
         comparison,
         verdict,
         verdict == "passed" or (verdict == "inconclusive" and inconclusive_passes),
-        _message(what, estimate, threshold, comparison, verdict),
+        _message(what, estimate, threshold, comparison, verdict, amount),
     )
 
 
@@ -165,7 +181,12 @@ def _verdict(estimate: Estimate, threshold: float, comparison: Comparison) -> Ve
 
 
 def _message(
-    what: str, estimate: Estimate, threshold: float, comparison: Comparison, verdict: Verdict
+    what: str,
+    estimate: Estimate,
+    threshold: float,
+    comparison: Comparison,
+    verdict: Verdict,
+    amount: Amount | None,
 ) -> str:
     value, low, high, limit = _apart([estimate.value, estimate.low, estimate.high], threshold)
     known = not (math.isnan(estimate.low) or math.isnan(estimate.high))
@@ -175,10 +196,10 @@ def _message(
     if verdict == "failed":
         return f"{_subject(what, value + interval)} {_BEYOND[comparison]} {limit}"
     doubt = f"{what}, {value}{interval}, may or may not {_INFINITIVE[comparison]} {limit}"
-    return f"{doubt}: {_remedy(estimate, threshold)}"
+    return f"{doubt}: {_remedy(estimate, threshold, amount)}"
 
 
-def _remedy(estimate: Estimate, threshold: float) -> str:
+def _remedy(estimate: Estimate, threshold: float, amount: Amount | None) -> str:
     """What would settle an inconclusive gate."""
     count, unit = estimate.count, estimate.unit
     if math.isnan(estimate.low) or math.isnan(estimate.high):
@@ -189,9 +210,18 @@ def _remedy(estimate: Estimate, threshold: float) -> str:
     enough = needed(estimate, threshold)
     if enough is None:
         return f"how many {unit} would settle it cannot be told from {count:,}"
+    if amount and amount.exhausted:
+        return f"about {_roughly(enough):,} {unit} would settle it, and all {count:,} were measured"
     if enough > _HOPELESS * count:
-        return f"more than {_HOPELESS * count:,} {unit} instead of {count:,} would be needed"
-    return f"about {_roughly(max(enough, count + 1)):,} {unit} instead of {count:,} would settle it"
+        return f"more than {_said(_HOPELESS * count, estimate, amount)} would be needed"
+    return f"about {_said(_roughly(max(enough, count + 1)), estimate, amount)} would settle it"
+
+
+def _said(more: int, estimate: Estimate, amount: Amount | None) -> str:
+    """So many items instead of those that there were, as the recipe would have it if it can."""
+    if amount is None or amount.value is None:
+        return f"{more:,} {estimate.unit} instead of {estimate.count:,}"
+    return f"`{amount.field}: {math.ceil(more * amount.each)}` instead of {amount.value}"
 
 
 def _roughly(number: int) -> int:

@@ -53,7 +53,8 @@ class PerplexityResult:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Both models' scores on the same `items` of a task of lm-eval, paired item by item.
+    """Both models' scores on the same `items` of a task of lm-eval, or of the tasks of a group
+    together, paired item by item.
 
     metric: the score's name in lm-eval, of which more is better
     difference: pruned − dense; recovery: pruned ÷ dense
@@ -61,6 +62,9 @@ class TaskResult:
     floor: the score of always giving the same answer, the best one; None where that means nothing
     error: why there is no score; the numbers are NaN then
     groups: those that the recipe named and the task came from
+    tasks: of a group, those that its figures are of; empty for a task
+    chance: what guessing scores; None where that is not known
+    recovery_above_chance: (pruned − chance) ÷ (dense − chance)
     """
 
     task: str
@@ -75,6 +79,9 @@ class TaskResult:
     floor: float | None = None
     error: str | None = None
     groups: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    chance: float | None = None
+    recovery_above_chance: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,8 @@ class SpeedResult:
     phase: `prefill`, the whole prompt at once, or `decode`, one token after the other
     dense, pruned: median tokens per second, over the whole batch
     dense_seconds, pruned_seconds: median time to the first token (prefill), or per token (decode)
-    pruned_estimate: `pruned` with its interval over turns
-    speedup: median over pairs of pruned ÷ dense tokens per second
+    pruned_estimate: `pruned` with its interval over turns and processes
+    speedup: median over pairs of pruned ÷ dense tokens per second, likewise
     error: why there is no number; the numbers are NaN then
     """
 

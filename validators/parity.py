@@ -9,6 +9,7 @@ end of the prompts and at every position after them, and the greedy tokens.
 from __future__ import annotations
 
 import math
+import traceback
 from pathlib import Path
 
 import torch
@@ -54,6 +55,11 @@ def measure_parity(
         error = _fault(folder, reference, difference, trust_remote_code)
     except ValidationError as failure:
         error = f"{failure.message}; {failure.hint}" if failure.hint else failure.message
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # of the machine, not of the artefact
+    except Exception as failure:  # a runtime may raise anything
+        traceback.print_exc()
+        error = "".join(traceback.format_exception_only(failure)).strip().splitlines()[0]
     return ParityResult(artefact, difference, TOLERANCES[precision], agreed, compared, error)
 
 

@@ -21,6 +21,16 @@ from prunec.validators.picture_of_scores import texts_of
 from prunec.validators.results import Report
 from prunec.validators.units import count, number, size
 
+_ITEMS = "Intervals are of paired items, which are taken as independent of each other."
+_GROUPS = "The row of a group is of the items of all its tasks together."
+_CHANCE = (
+    "Above chance: (pruned − chance) ÷ (dense − chance), chance being what guessing among the "
+    "choices scores."
+)
+_WINDOWS = (
+    "Intervals are over windows, which are drawn at random from the text; they say how sure the "
+    "numbers are of that text, not of others like it."
+)
 _SIGNS = {"<=": "≤", ">=": "≥"}
 
 
@@ -98,6 +108,7 @@ def texts(report: Report) -> Section | None:
     )
     rows = [_text_row(name, result) for name, result in found]
     said: list[Block] = [Figure("texts"), table("Perplexity and divergence", columns, rows)]
+    said.append(Paragraph(_WINDOWS))
     if report.elsewhere and report.perplexity:
         said.append(
             Paragraph(
@@ -130,10 +141,22 @@ def tasks(report: Report) -> Section | None:
         Column(interval_title(found.difference for found in report.tasks), "number"),
         Column("recovery", "number"),
         Column(interval_title(found.recovery for found in report.tasks), "number", detail=True),
+        Column("above chance", "number"),
+        Column(
+            interval_title(found.recovery_above_chance or found.recovery for found in report.tasks),
+            "number",
+            detail=True,
+        ),
         Column("one answer always", "number"),
     )
     rows = [_task_row(found) for found in report.tasks]
-    notes = [note for found in report.tasks if (note := _task_note(found))]
+    said_of = (
+        (_ITEMS, any(not found.error for found in report.tasks)),
+        (_GROUPS, any(found.tasks for found in report.tasks)),
+        (_CHANCE, any(found.recovery_above_chance for found in report.tasks)),
+    )
+    notes = [note for note, holds in said_of if holds]
+    notes += [note for found in report.tasks if (note := _task_note(found))]
     made = table("Scores in tasks", columns, rows, sparse=True)
     made, constants = without_constants(made, ("backend", "metric", "items"))
     said = map(Paragraph, [constants, *notes] if constants else notes)
@@ -154,8 +177,9 @@ def _text_row(name: str, found: PerplexityResult) -> tuple[str, ...]:
 
 
 def _task_row(found: TaskResult) -> tuple[str, ...]:
+    above = found.recovery_above_chance
     return (
-        found.task,
+        f"{found.task} ({len(found.tasks)} tasks)" if found.tasks else found.task,
         found.backend,
         found.metric,
         f"{found.items:,}" if found.items else ABSENT,
@@ -165,6 +189,8 @@ def _task_row(found: TaskResult) -> tuple[str, ...]:
         bounds(found.difference, signed),
         measured(found.recovery.value),
         bounds(found.recovery),
+        "" if above is None else measured(above.value),
+        "" if above is None else bounds(above),
         "" if found.floor is None else measured(found.floor),
     )
 

@@ -38,7 +38,8 @@ def speed(report: Report) -> Section | None:
     said.append(
         Paragraph(
             "Medians, tokens per second over the whole batch. The models took turns on the same "
-            "machine; the speedup is the median over pairs of turns."
+            "machine; the speedup is the median over pairs of turns. Intervals take turns as "
+            "independent, and add 3 % on either side for what two processes of one model differ by."
         )
     )
     said += [

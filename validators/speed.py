@@ -194,7 +194,7 @@ def _result(
 ) -> SpeedResult:
     tokens = batch * (settings.prompt_tokens if phase == "prefill" else 1)
     dense, pruned = ([turn[which][phase] for turn in turns] for which in (0, 1))
-    rate = median_of_pairs([tokens / seconds for seconds in pruned], "turns")
+    rate = _between_processes([tokens / seconds for seconds in pruned], "turns")
     return SpeedResult(
         runtime=runtime,
         phase=phase,
@@ -206,13 +206,13 @@ def _result(
         dense_seconds=median(dense),
         pruned_seconds=median(pruned),
         pruned_estimate=rate,
-        speedup=_between_processes([d / p for d, p in zip(dense, pruned, strict=True)]),
+        speedup=_between_processes([d / p for d, p in zip(dense, pruned, strict=True)], "pairs"),
     )
 
 
-def _between_processes(ratios: Sequence[float]) -> Estimate:
-    """The median of pairs, with its bounds moved apart by what more pairs would not show."""
-    found = median_of_pairs(ratios, "pairs")
+def _between_processes(values: Sequence[float], unit: str) -> Estimate:
+    """The median, with its bounds moved apart by what more turns of this process do not show."""
+    found = median_of_pairs(values, unit)
     apart = 1 + PROCESS_EFFECT
     return replace(found, low=found.low / apart, high=found.high * apart)
 

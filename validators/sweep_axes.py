@@ -125,7 +125,8 @@ def _text(report: Report, name: str | None) -> PerplexityResult | None:
 
 def _mean_recovery(report: Report) -> Estimate:
     """NaN where any task was not measured: means of different tasks cannot be compared."""
-    values = [found.recovery.value for found in report.tasks]
+    # A group's figures are of its tasks, which are there too.
+    values = [found.recovery.value for found in report.tasks if not found.tasks]
     mean = math.fsum(values) / len(values) if values else math.nan
     return Estimate(mean, math.nan, math.nan, len(values), "tasks")
 

@@ -21,7 +21,7 @@ from transformers import CONFIG_MAPPING
 from prunec.validators.hardware import ranks_here
 from prunec.validators.loading import open_model
 from prunec.validators.task_metrics import score_of
-from prunec.validators.task_scores import TaskScore, TaskScores, describe
+from prunec.validators.task_scores import Pool, TaskScore, TaskScores, describe
 from prunec.validators.tasks import RESULTS, SAMPLES
 
 _RESAMPLES = 1000  # for the standard errors in lm-eval's own results, where no formula gives them
@@ -38,6 +38,8 @@ def run(
     scores: dict[str, TaskScore | None] = {}  # of tasks, in order; None: loaded and to be run
     tasks: dict[str, Any] = {}
     groups: dict[str, tuple[str, ...]] = {}
+    pools: list[Pool] = []
+    metrics: dict[str, str | None] = {}  # by task
     chosen: list[Any] = []  # tasks, and groups, of which lm-eval reports a score of their own
     for name in names:
         try:
@@ -46,23 +48,44 @@ def run(
             traceback.print_exc()
             scores[name] = TaskScore(name, error=_why_not_loaded(error))
             continue
+        asked = request["metrics"].get(name)
         for leaf in loaded["tasks"]:
             groups[leaf] = (*groups.get(leaf, ()), *([name] if leaf != name else []))
+            metrics[leaf] = asked
+        if list(loaded["tasks"]) != [name]:
+            pools.append(Pool(name, tuple(loaded["tasks"]), _by_size(loaded, name, asked)))
         new = {leaf: task for leaf, task in loaded["tasks"].items() if leaf not in tasks}
         tasks |= new
         scores |= dict.fromkeys(new)
         chosen += [loaded["groups"][name]] if name in loaded["groups"] else new.values()
     if tasks:
-        scores |= _scored(_Session(request, manager, channel), tasks, chosen)
+        session = _Session(request, manager, channel, metrics)
+        scores |= _scored(session, tasks, chosen)
     found = (score for score in scores.values() if score is not None)
-    return TaskScores(tuple(replace(s, groups=groups.get(s.task, ())) for s in found))
+    grouped = tuple(replace(s, groups=groups.get(s.task, ())) for s in found)
+    return TaskScores(grouped, tuple(pools))
+
+
+def _by_size(loaded: Mapping[str, Any], name: str, metric: str | None) -> bool:
+    """Whether lm-eval's own score of a group counts items alike, and not tasks."""
+    group = loaded["groups"].get(name)
+    rules = (group.aggregate_metric_list if group else None) or []
+    fitting = [rule for rule in rules if metric and rule.metric == metric.partition(",")[0]]
+    return all(rule.weight_by_size for rule in (fitting or rules)[:1])
 
 
 class _Session:
     """The loaded model, and what every run on it has in common."""
 
-    def __init__(self, request: Mapping[str, Any], manager: Any, channel: TextIO) -> None:
+    def __init__(
+        self,
+        request: Mapping[str, Any],
+        manager: Any,
+        channel: TextIO,
+        metrics: Mapping[str, str | None],
+    ) -> None:
         self.output = Path(request["output"])
+        self.metrics = metrics
         self._request, self._manager, self._channel = request, manager, channel
         self._model, self._model_args = _open(request)
 
@@ -102,7 +125,8 @@ def _scored(
         for name, task in tasks.items():
             scores |= _scored(session, {name: task}, [task], f"results_{_file_name(name)}.json")
         return scores
-    scores = {name: score_of(name, task, results) for name, task in tasks.items()}
+    metrics = session.metrics
+    scores = {n: score_of(n, task, results, metrics[n]) for n, task in tasks.items()}
     for name, samples in results.pop("samples").items():
         lines = [json.dumps(s, default=handle_non_serializable) + "\n" for s in samples]
         _write(session.output / SAMPLES.format(_file_name(name)), "".join(lines))

@@ -15,15 +15,25 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from prunec.validators.errors import ValidationError
-from prunec.validators.task_scores import TaskScore, TaskScores, compare
+from prunec.validators.task_comparison import compare
+from prunec.validators.task_scores import TaskScore, TaskScores
 
-__all__ = ["Backend", "TaskScore", "TaskScores", "TaskSettings", "check", "compare", "evaluate"]
+__all__ = [
+    "Backend",
+    "TaskError",
+    "TaskScore",
+    "TaskScores",
+    "TaskSettings",
+    "check",
+    "compare",
+    "evaluate",
+]
 
 Backend = Literal["hf", "vllm"]
 
@@ -48,6 +58,7 @@ class TaskSettings:
 
     names: tasks, groups or tags, of `include_path` or of lm-eval's registry
     include_path: folders with tasks of one's own
+    metrics: by name, what is scored instead of a task's own first metric
     few_shot: examples before each item, None for what a task says itself; a task that says 0
         keeps it
     limit: items of each task at most, the first ones
@@ -60,6 +71,7 @@ class TaskSettings:
 
     names: tuple[str, ...]
     include_path: tuple[Path, ...] = ()
+    metrics: Mapping[str, str] = field(default_factory=dict)
     few_shot: int | None = None
     limit: int | None = None
     seed: int = 0
@@ -71,14 +83,26 @@ class TaskSettings:
     trust_remote_code: bool = False
 
 
-def check(settings: TaskSettings) -> None:
-    """Look every name up, before anything costly is begun. Takes seconds: it starts lm-eval.
+class TaskError(ValidationError):
+    """Tasks that cannot be run as they are asked for. `about`: the part of the settings at fault,
+    `names`, `metrics` or `chance`."""
 
-    ValidationError for a name that there is not, a folder that there is not, or no lm-eval.
+    def __init__(self, about: str, message: str, hint: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.about = about
+
+
+def check(settings: TaskSettings, *, chance: bool = False) -> None:
+    """Look every name and metric up, before anything costly is begun; where the environment forbids
+    a network, also whether the tasks' data is there. Takes seconds: it starts lm-eval.
+
+    chance: what guessing scores has to be known of all tasks
+    TaskError for a name or a metric that there is not, or data that cannot be had; ValidationError
+    for a folder that there is not, or no lm-eval.
     """
     if not find_spec("lm_eval"):
         raise ValidationError("lm-eval is not installed", hint=_INSTALL["lm_eval"])
-    answer = _ask(_request(settings), os.devnull)
+    answer = _ask(_request(settings) | {"chance": chance}, os.devnull)
     if error := answer.get("error"):
         raise ValidationError(f"lm-eval does not list its tasks: {error}")
 
@@ -100,8 +124,8 @@ def evaluate(
 
     What fails is a score with an `error`: a task that does not load or fails, that scored no items,
     whose answers are NaN; or all of them, if the model does not load or the runtime is missing.
-    ValidationError for a task name that there is not (before any model is loaded) or a folder of
-    tasks that there is not.
+    TaskError for a name or a metric that there is not (before any model is loaded), ValidationError
+    for a folder of tasks that there is not.
     """
     for package in ("lm_eval", "vllm") if backend == "vllm" else ("lm_eval",):
         if not find_spec(package):
@@ -142,17 +166,12 @@ def _ask(
     log: str | Path,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """The worker's answer, or `error` with how it ended. ValidationError for unknown names."""
+    """The worker's answer, or `error` with how it ended. TaskError for what it refuses."""
     answer = _run({**request, "offline": True}, _OFFLINE, log, on_progress)
     if answer.get("online"):
         answer = _run({**request, "offline": False}, {}, log, on_progress)
-    for name, near in answer.get("unknown", {}).items():
-        raise ValidationError(
-            f"there is no task {name!r}",
-            hint=f"did you mean {' or '.join(near)}?"
-            if near
-            else "`lm_eval ls tasks` lists those of lm-eval, include_path adds your own",
-        )
+    if refused := answer.get("refused"):
+        raise TaskError(refused["about"], refused["message"], refused["hint"])
     return answer
 
 

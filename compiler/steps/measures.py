@@ -152,6 +152,7 @@ def task_settings(
     return tasks.TaskSettings(
         names=tuple(params["names"]),
         include_path=(recipes.folder() / "tasks", *asked.include),
+        metrics=params["metrics"],
         few_shot=params["few_shot"],
         limit=params["limit"],
         seed=params["seed"],

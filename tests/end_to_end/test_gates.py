@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -172,7 +173,7 @@ def test_what_becomes_of_a_gate_within_its_noise_is_the_recipes_to_say(
     assert done.returncode == code, done.stderr
     gate = gates_of(copied)["perplexity.max_ratio"]
     assert (gate["verdict"], gate["passed"]) == ("inconclusive", code == 0)
-    assert "windows instead of 16 would" in gate["message"]
+    assert re.search(r"about `tokens: \d+` instead of 512 would settle it", gate["message"])
 
 
 def test_a_search_that_ends_too_far_away_ends_the_build(
@@ -216,6 +217,16 @@ def test_a_task_that_there_is_not_is_told_at_its_line_before_anything_is_built(
     assert annotation.startswith(f"::error file=wrong.yaml,line={line},")
     assert "python_nmaes" in annotation
     assert not (tmp_path / "out").exists()
+
+
+def test_a_chat_template_that_there_is_not_is_told_by_the_plan(
+    recipe: Path, prunec: Run, tmp_path: Path
+) -> None:
+    asked = "validate.tasks={names: [python_names], chat_template: true}"
+    done = prunec("plan", recipe, *options(*QUICK, asked))
+    assert done.returncode == 2
+    assert "validate.tasks.chat_template is true" in flat(done.stderr)
+    assert "has no chat template" in flat(done.stderr)
 
 
 @needs_lm_eval

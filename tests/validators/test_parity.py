@@ -144,6 +144,18 @@ def test_another_tokenizer_or_no_model_is_an_error_of_the_result(
         assert not found.same and found.error, kind
 
 
+def test_a_runtime_that_breaks_is_an_error_of_the_result(
+    dense: Path, reference: ReferenceAnswers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaking(*_: object, **__: object) -> None:
+        raise RuntimeError("shapes do not match\nand more")
+
+    monkeypatch.setattr("prunec.validators.parity_hf.open_model", breaking)
+    found = measure_parity("hf", dense, reference)
+    assert not found.same
+    assert found.error == "RuntimeError: shapes do not match"
+
+
 def test_a_missing_runtime_says_what_to_install(
     dense: Path, reference: ReferenceAnswers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

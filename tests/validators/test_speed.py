@@ -60,6 +60,15 @@ def assert_consistent(result: SpeedResult) -> None:
     assert result.speedup.low <= result.speedup.value <= result.speedup.high
 
 
+def test_turns_that_are_all_alike_are_no_surer_than_another_process_would_be() -> None:
+    turns = [({"decode": 0.2}, {"decode": 0.1})] * 9
+    result = speed._result("hf", "decode", 4, SETTINGS, turns)
+    for found, value in ((result.speedup, 2.0), (result.pruned_estimate, 40.0)):
+        assert (found.low, found.value, found.high) == pytest.approx(
+            (value / 1.03, value, value * 1.03)
+        )
+
+
 def test_less_work_is_faster_and_more_work_is_slower(wide: Path, narrow: Path) -> None:
     done: list[tuple[int, int]] = []
     results = measure_speed("hf", wide, narrow, SETTINGS, lambda *now: done.append(now))

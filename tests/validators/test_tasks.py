@@ -14,7 +14,16 @@ from prunec import recipes
 from prunec.validators import tasks
 from prunec.validators.errors import ValidationError
 from prunec.validators.task_metrics import score_of
-from prunec.validators.tasks import TaskScore, TaskScores, TaskSettings, check, compare, evaluate
+from prunec.validators.task_scores import Pool
+from prunec.validators.tasks import (
+    TaskError,
+    TaskScore,
+    TaskScores,
+    TaskSettings,
+    check,
+    compare,
+    evaluate,
+)
 
 pytestmark = pytest.mark.skipif(
     not find_spec("lm_eval"), reason="lm-eval is not installed: make setup"
@@ -104,8 +113,27 @@ def test_a_trained_model_is_well_above_chance_on_the_shipped_tasks(
         assert 0.45 < score.value < 0.95
         assert score.value == reported["results"][score.task]["acc,none"]
         assert [doc_id for doc_id, _ in score.items] == list(range(40))
-        assert score.floor == 0.25
+        assert score.floor == score.chance == 0.25
+    assert scores.pools == (Pool("python_code", NAMES),)
     assert reported["config"]["model_args"]["pretrained"] == str(PYTINY)
+
+
+def test_a_group_is_scored_by_all_its_items_as_well(dense: tuple[TaskScores, Path]) -> None:
+    group, *tasks_of_it = compare(dense[0], dense[0], "hf")
+    assert (group.task, group.tasks, group.items) == ("python_code", NAMES, 120)
+    assert [found.task for found in tasks_of_it] == list(NAMES)
+    assert group.dense == pytest.approx(sum(found.dense for found in tasks_of_it) / 3)
+    widths = [found.recovery.high - found.recovery.low for found in (group, *tasks_of_it)]
+    assert max(widths[:1]) < min(widths[1:])
+
+
+def test_a_metric_that_is_asked_for_is_the_one_that_is_scored(tmp_path: Path) -> None:
+    asked = {"python_names": "acc_norm"}
+    settings = TaskSettings(("python_names",), (SHIPPED,), asked, limit=5)
+    [score] = evaluate(PYTINY, "hf", settings, tmp_path).scores
+    assert score.metric == "acc_norm"
+    reported = json.loads((tmp_path / tasks.RESULTS).read_text())
+    assert score.value == reported["results"]["python_names"]["acc_norm,none"]
 
 
 def test_items_are_held_out_text_with_one_right_answer_in_every_place(
@@ -169,12 +197,37 @@ def test_the_floor_is_what_the_best_constant_answer_scores(
 ) -> None:
     assert mixed[0]["by_place"].floor == pytest.approx(3 / 5)
     assert mixed[0]["by_text"].floor == pytest.approx(3 / 5)
+    assert mixed[0]["by_place"].chance == pytest.approx(1 / 3)
 
 
 def test_a_name_that_there_is_not_is_refused_with_its_neighbours() -> None:
     with pytest.raises(ValidationError, match="there is no task 'python_next_lines'") as refused:
         check(TaskSettings(("python_names", "python_next_lines"), (SHIPPED,)))
     assert "python_next_line" in str(refused.value.hint)
+
+
+def test_a_metric_that_there_is_not_is_refused_before_any_model_is_loaded() -> None:
+    asked = {"python_code": "acc_nrom"}
+    with pytest.raises(
+        TaskError, match="has no metric 'acc_nrom'; it has acc, acc_norm"
+    ) as refused:
+        check(TaskSettings(("python_code",), (SHIPPED,), asked))
+    assert refused.value.about == "metrics"
+
+
+def test_data_that_cannot_be_had_without_a_network_is_told_before_any_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "away.yaml").write_text(
+        "task: away\ndataset_path: nobody/nothing-of-the-kind\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: text\ndoc_to_choice: [a, b]\n"
+        "doc_to_target: 0\nmetric_list: [{metric: acc}]\n"
+    )
+    with pytest.raises(TaskError, match="the data of away is not on this machine") as refused:
+        check(TaskSettings(("away",), (tmp_path,)))
+    assert refused.value.about == "names"
 
 
 def test_a_folder_of_tasks_that_there_is_not_is_refused(tmp_path: Path) -> None:
@@ -229,6 +282,16 @@ def test_the_first_metric_of_which_more_is_better_counts() -> None:
     score = score_of("t", Anything, _logged(error_rate=[1, 0], f1=[0.5, 0.0], acc=[1, 1]))
     assert (score.metric, score.value, score.items) == ("f1", 0.25, ((0, 0.5), (1, 0.0)))
     assert score.floor is None
+
+
+def test_the_metric_that_is_asked_for_counts() -> None:
+    results = _logged(f1=[0.5, 0.0], acc=[1, 1], error_rate=[1, 0])
+    assert score_of("t", Anything, results, "acc").metric == "acc"
+    assert score_of("t", Anything, results, "acc,none").value == 1.0
+    for asked in ("error_rate", "missing", "acc,strict"):
+        assert str(score_of("t", Anything, results, asked).error).startswith(
+            f"has no metric {asked} of which more is better"
+        )
 
 
 def test_a_task_of_which_only_less_is_better_has_no_score() -> None:
