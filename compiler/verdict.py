@@ -151,7 +151,11 @@ class _Judge:
             message = f"the pruned model's perplexity{where} is not a finite number"
             yield Gate(f"{key}.finite", None, None, None, 0, "<=", "failed", False, message)
         length = check.sequence_length
-        amount = Amount("tokens", check.tokens // length * length, length)
+        amount = (
+            Amount("tokens", None, exhausted=True)
+            if check.tokens == "all"
+            else Amount("tokens", check.tokens // length * length, length)
+        )
         for name, what, threshold, measured in (
             ("max_ratio", "perplexity ratio", check.max_ratio, "ratio"),
             ("max_perplexity", "perplexity", check.max_perplexity, "pruned_estimate"),

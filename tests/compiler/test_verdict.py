@@ -191,6 +191,12 @@ def test_what_would_settle_a_gate_is_said_as_the_recipe_has_it() -> None:
     said = found["perplexity.max_ratio"].message
     assert said.endswith(": about `tokens: 40960` instead of 9984 would settle it")
 
+    found = judged(
+        replace(BARE, perplexity=text), perplexity=TEXT | {"max_ratio": 1.35, "tokens": "all"}
+    )
+    said = found["perplexity.max_ratio"].message
+    assert said.endswith(": about 320 windows would settle it, and all 78 were measured")
+
     doubtful = scored("t", items=100, recovery=items(0.85, 0.75, 0.95, 100))
     asked: dict[str, Any] = {"names": ["t"], "min_recovery": 0.9, "limit": 100}
     report = replace(BARE, tasks=(doubtful,))
