@@ -219,7 +219,7 @@ def make_folder(folder: Path) -> None:
     (folder / "model" / "tokenizer.json").write_text("{}")
     (folder / "config.json").write_text(json.dumps(CONFIG))
     for name in ("text.txt", "other.txt"):
-        (folder / name).write_text("words " * 50)
+        (folder / name).write_text("words " * 20_000)
     sources.file_identity = cache(sources.file_identity)  # hashing files is not what is tried
 
 

@@ -115,7 +115,7 @@ def test_the_commit_of_a_model_of_the_hub_is_in_the_manifest_and_the_card(
     assert asked == [("org/tiny", "main"), ("org/tiny", snapshot.name)]  # files, then weights
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["model"] == {"source": "org/tiny", "commit": snapshot.name}
-    assert f"`org/tiny` (commit {snapshot.name})" in (output / "hf" / "README.md").read_text()
+    assert f"`org/tiny` (commit `{snapshot.name}`)" in (output / "hf" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
