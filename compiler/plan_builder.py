@@ -20,7 +20,7 @@ from prunec.exporters import exporter_for
 
 #: Raised when the code behind a kind of step changes what it writes.
 VERSIONS = {
-    "tokens": 2,
+    "tokens": 3,
     "generate": 2,
     "mixture": 1,
     "statistics": 1,

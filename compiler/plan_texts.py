@@ -207,6 +207,7 @@ def _add(steps: PlanBuilder, base: Path, text: Text, draw: Draw, place: dict[str
         steps.add(draw.name, "generate", why, written, {}, taken)
         return
     try:
+        sources.check(data, base)
         _check_length(data, base, draw, text)
         identity = sources.identity(data, base)
     except sources.SourceError as error:

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from prunec.compiler.calibration.tables import is_saved_dataset
 from prunec.compiler.diagnostics import quoted
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -110,11 +111,11 @@ def existing_folder(path: Path, info: ValidationInfo) -> Path:
 
 
 def text_files(patterns: list[str], info: ValidationInfo) -> list[str]:
-    """The absolute, sorted, distinct files that the names and globs stand for."""
+    """The absolute, sorted, distinct files, or saved data sets, that names and globs stand for."""
     found: set[str] = set()
     for index, pattern in enumerate(patterns):
         path = _absolute(pattern, info)
-        if path.is_file():
+        if path.is_file() or is_saved_dataset(path):
             found.add(str(path))
             continue
         if path.is_dir():

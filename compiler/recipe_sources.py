@@ -27,7 +27,8 @@ Files = Annotated[
     list[str],
     Field(
         min_length=1,
-        description="UTF-8 files or globs (`**` enters folders), relative to the recipe.",
+        description="UTF-8 files or globs (`**` enters folders), relative to the recipe; gzip, "
+        "bzip2, xz and zstd are unpacked.",
     ),
     AfterValidator(recipe_checks.text_files),
 ]
@@ -62,14 +63,15 @@ class DocumentsSource(Section):
 
 
 class TextSource(DocumentsSource):
-    """Plain text files, each one document."""
+    """Plain text files, each one document; a long one is drawn from by its parts."""
 
     kind: Literal["text"] = Field(description="Where the text comes from.")
     files: Files
 
 
 class JsonlSource(DocumentsSource):
-    """JSON Lines files, one document a line."""
+    """Rows of JSON Lines, JSON arrays, Parquet or what `save_to_disk` of the datasets library has
+    written, whatever the files are called; one document a row."""
 
     kind: Literal["jsonl"] = Field(description="Where the text comes from.")
     files: Files

@@ -106,7 +106,7 @@ def joined(documents: Iterable[Document]) -> Iterator[Document]:
     """Whole documents again, where parts follow each other."""
     parts: list[Document] = []
     for document in documents:
-        if parts and document.name != parts[0].name:
+        if parts and (document.of or document.name) != (parts[0].of or parts[0].name):
             yield _whole(parts)
             parts = []
         parts.append(document)

@@ -5,191 +5,176 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from prunec.compiler.calibration import python_stdlib
+from prunec.compiler.calibration import python_stdlib, text_files
+from prunec.compiler.calibration.chats import Conversation, Message, Template
+from prunec.compiler.calibration.document import Document, SourceError, Tally, in_pieces
+from prunec.compiler.calibration.json_array import JsonArray
+from prunec.compiler.calibration.json_lines import JsonLines
+from prunec.compiler.calibration.opening import compression, head, looks, not_text, reading
+from prunec.compiler.calibration.order import Readable, ordered
+from prunec.compiler.calibration.rows import Choice, TextField
+from prunec.compiler.calibration.tables import (
+    HubDataset,
+    ParquetFile,
+    SavedDataset,
+    is_saved_dataset,
+)
+
+__all__ = ["Document", "SourceError", "Tally", "documents", "identity"]
 
 #: Files up to this size are identified by their content, larger ones by size and time.
 _HASHED_BYTES = 64 * 2**20
 
-#: Carries a row's number through the shuffling of a stream.
-_NUMBER = "__number__"
+#: Longer documents come in pieces of about so many bytes, or characters where they are rows.
+PIECE = 64 * 2**10
 
-#: Documents that a stream is shuffled within.
-_SHUFFLE_BUFFER = 10_000
+#: Bytes of text in a byte of a compressed file, about.
+_DECOMPRESSED = 4
 
-
-Item = TypeVar("Item")
-
-
-class SourceError(Exception):
-    """A source of text that cannot be read, or holds too little. `hint` says what would help."""
-
-    def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+_NAMED = 3  # files that a sentence names
 
 
-@dataclass(frozen=True)
-class Document:
-    """A document, or a piece of one that is long.
-
-    name: which one it is within its source, whatever the seed: a file, a row of a file, a piece
-    whole: the document ends here; behind the other pieces of one there belongs no end token
-    templated: a chat template has put special tokens into the text; none belong around it
-    """
-
-    text: str
-    name: str
-    whole: bool = True
-    templated: bool = False
-
-
-def documents(source: Mapping[str, Any], seed: int | None, base: Path) -> Iterator[Document]:
+def documents(
+    source: Mapping[str, Any],
+    seed: int | None,
+    base: Path,
+    *,
+    template: Template | None = None,
+    tally: Tally | None = None,
+    keep_empty: bool = False,
+) -> Iterator[Document]:
     """The documents of a source (a recipe's source section as data), shuffled by the seed; in the
     source's own order where that is None.
 
     Relative `files` are relative to `base`. Who reads them and how they are joined is settled
-    elsewhere.
+    elsewhere. Only as much is read as is asked for. Documents of
+    white space alone are skipped, and counted in `tally` with rows whose text is null. SourceError
+    if nothing is left, and where something cannot be read.
+
+    template: the model's chat template, which a chat source needs
     """
-    fields = {name: value for name, value in source.items() if name not in ("holdout", "join")}
-    return _READERS[fields.pop("kind")](seed=seed, base=base, **fields)
+    tally = Tally() if tally is None else tally
+    templated = source["kind"] == "chat"
+    for found in ordered(_readables(source, base, template), seed):
+        if found.text is None:
+            tally.missing += 1
+            continue
+        if found.text and not found.text.isspace():
+            tally.read += 1
+        else:
+            tally.empty += 1
+            if not keep_empty:
+                continue
+        text = _without_surrogates(found.text)
+        yield from in_pieces(Document(text, found.name, found.whole, templated, found.of), PIECE)
+    if tally.read == 0:
+        raise SourceError(_nothing(source, tally), hint="give it text")
+
+
+def check(source: Mapping[str, Any], base: Path) -> None:
+    """SourceError where a file's first block shows that it cannot be read; the hub is not asked."""
+    if source["kind"] == "text":
+        for path in _paths(source, base):
+            text_files.check(path)
+    elif "files" in source:
+        for file in _readables(source, base, lambda messages: "checked"):
+            if isinstance(file, SavedDataset):
+                file.check()
+            else:
+                next(file.records(None), None)
 
 
 def identity(source: Mapping[str, Any], base: Path) -> str:
     """A digest that changes when the text does; of a hub data set, its name and revision."""
     digest = hashlib.sha256(json.dumps(dict(source), sort_keys=True).encode())
     for path in _paths(source, base):
-        digest.update(file_identity(path).encode())
+        for file in sorted(path.iterdir()) if is_saved_dataset(path) else [path]:
+            digest.update(file_identity(file).encode())
     return digest.hexdigest()[:20]
 
 
 def file_bytes(source: Mapping[str, Any], base: Path) -> int:
-    """Bytes of a source's files; 0 where it has none."""
+    """Bytes of text in a source's files, about; 0 where it has none."""
     found = 0
     for path in _paths(source, base):
-        with _reading(path):
-            found += path.stat().st_size
+        with reading(path):
+            if is_saved_dataset(path):
+                found += sum(file.stat().st_size for file in path.iterdir())
+            else:
+                found += path.stat().st_size * (_DECOMPRESSED if compression(path) else 1)
     return found
-
-
-def _paths(source: Mapping[str, Any], base: Path) -> list[Path]:
-    if source["kind"] == "python_stdlib":
-        return python_stdlib.files(source["split"])
-    return [base / name for name in source.get("files", ())]
 
 
 def file_identity(path: Path) -> str:
     """Content of a small file; size and modification time of a large one, as build tools do."""
-    with _reading(path):
+    with reading(path):
         stat = path.stat()
         if stat.st_size > _HASHED_BYTES:
             return f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}"
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _paths(source: Mapping[str, Any], base: Path) -> list[Path]:
+    if source["kind"] == "python_stdlib":
+        return python_stdlib.files(source["split"])
+    return [base / name for name in source.get("files") or ()]
+
+
+def _readables(source: Mapping[str, Any], base: Path, template: Template | None) -> list[Readable]:
+    """The files of a source, or its data set."""
+    if source["kind"] == "python_stdlib":
+        root = python_stdlib.library()
+        paths = python_stdlib.files(source["split"], root)
+        return [text_files.TextFile(path, str(path.relative_to(root)), PIECE) for path in paths]
+    if source["kind"] == "text":
+        return [text_files.TextFile(base / name, name, PIECE) for name in source["files"]]
+    choice: Choice = TextField(source["field"])
+    if source["kind"] == "chat":
+        choice = Conversation(source["field"], template or _no_template)
+    if source.get("files"):
+        return [_file_of_rows(base / name, name, choice) for name in source["files"]]
+    dataset, config, split, revision = (
+        source[key] for key in ("dataset", "config", "split", "revision")
+    )
+    return [HubDataset(dataset, config, split, revision, choice)]
+
+
+def _file_of_rows(path: Path, name: str, choice: Choice) -> Readable:
+    """A file by what it holds, not by its name."""
+    if is_saved_dataset(path):
+        return SavedDataset(path, name, choice)
+    start = head(path)
+    what = looks(start)
+    if what == "a Parquet file" and not compression(path):
+        return ParquetFile(path, name, choice)
+    if what and what != "Latin-1":  # of which the line will be named
+        raise not_text(path, what)
+    array = start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    return (JsonArray if array else JsonLines)(path, name, choice)
+
+
+def _no_template(messages: list[Message]) -> str:
+    raise ValueError("the model has none")
+
+
+def _without_surrogates(text: str) -> str:
+    """The text with what is no character, as half of an escaped pair, replaced: it could not be
+    written as UTF-8."""
     try:
-        yield
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror}") from None
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
-def _read_text(path: Path) -> str:
-    with _reading(path):
-        return path.read_text(encoding="utf-8", errors="replace")
-
-
-def _files(names: Sequence[str], seed: int | None, base: Path) -> Iterator[Document]:
-    for name in _ordered(names, seed):
-        yield Document(_read_text(base / name), name)
-
-
-def _ordered(items: Sequence[Item], seed: int | None) -> list[Item]:
-    found = list(items)
-    if seed is not None:
-        random.Random(seed).shuffle(found)
-    return found
-
-
-def _python_stdlib(seed: int | None, base: Path, split: str) -> Iterator[Document]:
-    root = python_stdlib.library()
-    names = [str(path.relative_to(root)) for path in python_stdlib.files(split, root)]
-    return _files(names, seed, root)
-
-
-def _text(seed: int | None, base: Path, files: Sequence[str]) -> Iterator[Document]:
-    return _files(files, seed, base)
-
-
-def _jsonl(seed: int | None, base: Path, files: Sequence[str], field: str) -> Iterator[Document]:
-    """Lines are shuffled in memory: their offsets only, never their text."""
-    lines: list[tuple[str, int, int]] = []
-    for name in files:
-        path = base / name
-        with _reading(path), path.open("rb") as file:
-            offset = 0
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    lines.append((name, number, offset))
-                offset += len(line)
-    for name, number, offset in _ordered(lines, seed):
-        path = base / name
-        with _reading(path), path.open("rb") as file:
-            file.seek(offset)
-            line = file.readline()
-        try:
-            text = json.loads(line)[field]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            text = None
-        if not isinstance(text, str):
-            raise SourceError(f"{path}:{number}: no JSON object with a text field {field!r}")
-        yield Document(text, f"{name}:{number}")
-
-
-def _hub(
-    seed: int | None,
-    base: Path,
-    dataset: str,
-    config: str | None,
-    split: str,
-    field: str,
-    revision: str | None,
-) -> Iterator[Document]:
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise SourceError(
-            "a hub source needs the datasets library", hint="pip install 'prunec[hub]'"
-        ) from None
-    try:
-        rows = load_dataset(dataset, config, split=split, revision=revision, streaming=True)
-        numbered = rows.map(lambda row, number: row | {_NUMBER: number}, with_indices=True)
-        if seed is not None:
-            numbered = numbered.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
-        for row in numbered:
-            number = row.pop(_NUMBER)
-            if not isinstance(row.get(field), str):
-                raise SourceError(
-                    f"data set {dataset} has no text field {field!r}",
-                    hint=f"its fields: {', '.join(map(str, row))}",
-                )
-            yield Document(row[field], f"row {number}")
-    except (OSError, ValueError) as error:
-        # What the library raises for an unknown name, a missing split and an absent network.
-        raise SourceError(f"data set {dataset} cannot be read: {error}") from None
-
-
-_READERS: Mapping[str, Callable[..., Iterator[Document]]] = {
-    "python_stdlib": _python_stdlib,
-    "text": _text,
-    "jsonl": _jsonl,
-    "hub": _hub,
-}
+def _nothing(source: Mapping[str, Any], tally: Tally) -> str:
+    names = list(source.get("files") or [source.get("dataset", source["kind"])])
+    more = f" and {len(names) - _NAMED} more files" if names[_NAMED:] else ""
+    held = [f"{tally.empty:,} are empty"] if tally.empty else []
+    held += [f"{tally.missing:,} hold null"] if tally.missing else []
+    documents = f"of {tally.skipped:,} documents " + " and ".join(held) if held else "no documents"
+    return f"no text in {', '.join(map(str, names[:_NAMED]))}{more}: {documents}"

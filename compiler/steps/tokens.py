@@ -39,16 +39,24 @@ def run_tokens(context: Context, step: Step, entry: Entry, progress: Progress) -
             f"{params['length']}",
             hint="raise the sequence length",
         )
-    documents = _documents(params, context)
+    tally = sources.Tally()
+    documents = _documents(params, context, tally)
     encode = _encoder(context, params, prefix, progress)
     try:
         ids = _windows(params, documents, encode, len(prefix))
     except TooLittleTextError as error:
         raise _too_little(params, documents, error.tokens) from None
+    if bool((ids == context.end_id).all()):
+        raise SourceError("the text holds nothing but tokens that end a text")
     ids = begun(ids, prefix)
     entry.save_tensors("ids", {"ids": ids})
     begin = context.tokenizer.convert_ids_to_tokens(prefix)
-    return {"tokens": ids.numel(), "prefix": prefix, "begin": "".join(map(str, begin))}
+    return {
+        "tokens": ids.numel(),
+        "prefix": prefix,
+        "begin": "".join(map(str, begin)),
+        "skipped": tally.skipped,
+    }
 
 
 def windows_cut(params: Mapping[str, Any]) -> tuple[int, int]:
@@ -93,10 +101,12 @@ def _windows(
     return cut_windows(ids, params["windows"], length, pieces)
 
 
-def _documents(params: Mapping[str, Any], context: Context) -> OwnDocuments:
-    source = params["source"]
+def _documents(params: Mapping[str, Any], context: Context, tally: sources.Tally) -> OwnDocuments:
+    source, order = params["source"], params["order"]
+    # Published texts are all rows joined, the empty ones too.
+    all_rows = order is None and source.get("join") is not None
     return OwnDocuments(
-        sources.documents(source, params["order"], context.base),
+        sources.documents(source, order, context.base, tally=tally, keep_empty=all_rows),
         sources.file_bytes(source, context.base),
         holdout=source.get("holdout"),
         judges=params["judges"],

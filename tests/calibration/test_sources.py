@@ -4,14 +4,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import datasets
 import pytest
 
 from prunec.compiler.calibration import sources
-from prunec.compiler.calibration.sources import Document, SourceError, documents, identity
+from prunec.compiler.calibration.sources import Document, SourceError, Tally, documents, identity
 
 
 def _jsonl(path: Path, lines: list[bytes]) -> Path:
@@ -62,19 +63,55 @@ def test_a_document_has_one_name_whatever_the_seed(tmp_path: Path) -> None:
         }
         source = {"kind": "jsonl", "files": ["rows.jsonl"], "field": "text"}
         found = sorted(documents(source, seed, tmp_path), key=lambda document: document.name)
-        assert found == [Document("one", "rows.jsonl:2"), Document("two", "rows.jsonl:3")]
+        assert found == [Document("one", "rows.jsonl@1"), Document("two", "rows.jsonl@25")]
 
 
 def test_the_standard_library_is_a_source(tmp_path: Path) -> None:
     source = {"kind": "python_stdlib", "split": "evaluation"}
     first = next(documents(source, 0, tmp_path))
-    assert first.text and first.name.endswith(".py") and first.whole
+    assert first.text and (first.of or first.name).endswith(".py")
     assert identity(source, tmp_path) != identity(source | {"split": "search"}, tmp_path)
 
 
-def test_bytes_that_are_no_utf8_do_not_stop_a_text_source(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"good \xff bad")
-    assert _read({"kind": "text", "files": ["a.txt"]}, tmp_path) == ["good � bad"]
+# --- what holds no text ---------------------------------------------------------------------------
+
+
+def test_empty_documents_are_skipped_and_counted(tmp_path: Path) -> None:
+    rows = [_row("a"), _row(""), _row(" \n\t"), b'{"text": null}\n', _row("b")]
+    _jsonl(tmp_path / "rows.jsonl", rows)
+    source = {"kind": "jsonl", "files": ["rows.jsonl"], "field": "text"}
+    tally = Tally()
+    assert {d.text for d in documents(source, 0, tmp_path, tally=tally)} == {"a", "b"}
+    assert tally == Tally(read=2, empty=2, missing=1) and tally.skipped == 3
+    kept = documents(source, None, tmp_path, keep_empty=True)
+    assert [document.text for document in kept] == ["a", "", " \n\t", "b"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "no documents"),
+        ([b"\n \n"], "no documents"),
+        ([_row("")] * 3, "of 3 documents 3 are empty"),
+        ([_row(" "), b'{"text": null}\n'], "of 2 documents 1 are empty and 1 hold null"),
+    ],
+)
+def test_a_source_with_nothing_in_it_is_refused_with_the_numbers(
+    tmp_path: Path, rows: list[bytes], said: str
+) -> None:
+    for name in "abcde":
+        _jsonl(tmp_path / name, [])
+    _jsonl(tmp_path / "a", rows)
+    source = {"kind": "jsonl", "files": list("abcde"), "field": "text"}
+    with pytest.raises(SourceError) as caught:
+        _read(source, tmp_path)
+    assert caught.value.message == f"no text in a, b, c and 2 more files: {said}"
+
+
+def test_halves_of_surrogate_pairs_are_replaced(tmp_path: Path) -> None:
+    _jsonl(tmp_path / "rows.jsonl", [b'{"text": "a \\ud83d b \\ud83d\\ude00"}\n'])
+    source = {"kind": "jsonl", "files": ["rows.jsonl"], "field": "text"}
+    assert _read(source, tmp_path) == ["a \N{REPLACEMENT CHARACTER} b \N{GRINNING FACE}"]
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -89,7 +126,6 @@ def test_bytes_that_are_no_utf8_do_not_stop_a_text_source(tmp_path: Path) -> Non
         b"7\n",
         b'{"txt": "x"}\n',
         b'{"text": 3}\n',
-        b'{"text": null}\n',
         b'{"text": "\xff"}\n',
         b"[" * 100_000 + b"\n",
         b'{"text": "cut',
@@ -152,23 +188,7 @@ def test_a_large_file_is_known_by_size_and_time(
     assert identity(source, tmp_path) != before
 
 
-# --- the hub, by a stand-in for its library: a stream cannot be had without a network -------------
-
-
-class _Rows(list[dict[str, object]]):
-    def map(self, change: Any, with_indices: bool) -> _Rows:
-        assert with_indices
-        return _Rows(change(row, number) for number, row in enumerate(self))
-
-    def shuffle(self, seed: int, buffer_size: int) -> _Rows:
-        return _Rows(self[seed:] + self[:seed])
-
-
-def _library(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
-    module = ModuleType("datasets")
-    module.load_dataset = load  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "datasets", module)
-
+# --- the hub: the library's own streams, since the hub itself takes a network ---------------------
 
 HUB = {
     "kind": "hub",
@@ -180,33 +200,52 @@ HUB = {
 }
 
 
+def _stream(shards: list[list[dict[str, object]]]) -> Any:
+    def rows(shards: list[list[dict[str, object]]]) -> Iterator[dict[str, object]]:
+        for shard in shards:
+            yield from shard
+
+    return datasets.IterableDataset.from_generator(rows, gen_kwargs={"shards": shards})
+
+
 def test_a_hub_source_asks_for_what_the_recipe_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[object] = []
 
-    def load(*args: object, **options: object) -> _Rows:
+    def load(*args: object, **options: object) -> Any:
         asked.append((args, options))
-        return _Rows([{"text": "a"}, {"text": "b"}, {"text": "c"}])
+        return _stream([[{"text": f"{shard}-{row}"} for row in range(20)] for shard in range(3)])
 
-    _library(monkeypatch, load)
-    assert _read(HUB, tmp_path, seed=1) == ["b", "c", "a"]
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    first = list(documents(HUB, 1, tmp_path))
     expected = {"split": "train", "revision": "abc", "streaming": True}
     assert asked == [(("some/corpus", "small"), expected)]
+    names = {document.name: document.text for document in first}
+    assert len(first) == len(names) == 60 and names["2@7"] == "2-7"
+    second = list(documents(HUB, 2, tmp_path))
+    assert {document.name: document.text for document in second} == names
+    assert first != second and first == list(documents(HUB, 1, tmp_path))
+    in_order = list(documents(HUB, None, tmp_path))
+    assert [document.text for document in in_order[:21]] == [*(f"0-{n}" for n in range(20)), "1-0"]
 
 
 def test_what_the_hub_refuses_is_a_source_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    _library(monkeypatch, lambda *_, **__: _Rows([{"body": "a", "id": 1}]))
-    with pytest.raises(SourceError, match="no text field 'text'") as caught:
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: _stream([[{"body": "a", "id": 1}]])
+    )
+    with pytest.raises(
+        SourceError, match="row 0: no JSON object with a text field 'text'"
+    ) as caught:
         _read(HUB, tmp_path)
     assert caught.value.hint == "its fields: body, id"
 
-    def absent(*_: object, **__: object) -> _Rows:
+    def absent(*_: object, **__: object) -> object:
         raise FileNotFoundError("no such data set")
 
-    _library(monkeypatch, absent)
+    monkeypatch.setattr(datasets, "load_dataset", absent)
     with pytest.raises(SourceError, match="some/corpus cannot be read: no such data set"):
         _read(HUB, tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)

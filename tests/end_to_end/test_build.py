@@ -112,9 +112,35 @@ def test_calibration_text_may_be_json_lines(recipe: Path, prunec: Run, tmp_path:
     source = "calibration.source={kind: jsonl, files: [fit.jsonl], field: body}"
     done = prunec("build", recipe, "--output", tmp_path, *options(source, *METHODS["uniform"]))
     assert done.returncode == 0, done.stderr
-    wrong = prunec("build", recipe, "--output", tmp_path, *options(source.replace("body", "text")))
-    assert wrong.returncode == 3
-    assert "fit.jsonl:" in wrong.stderr and "'text'" in wrong.stderr
+    wrong = prunec("plan", recipe, *options(source.replace("body", "text")))
+    assert wrong.returncode == 2
+    assert "fit.jsonl:1: " in wrong.stderr and "'text'" in wrong.stderr
+    assert "its fields: body" in wrong.stderr
+
+
+def test_documents_without_text_are_counted_and_not_fitted_to(
+    recipe: Path, prunec: Run, tmp_path: Path
+) -> None:
+    rows = (recipe.parent / "fit.jsonl").read_text().splitlines()
+    empty = [json.dumps({"body": body}) for body in ("", " \n", None)] * 9
+    (tmp_path / "rows.jsonl").write_text("\n".join(empty))
+    text = f"calibration.source={{kind: jsonl, files: [{tmp_path}/rows.jsonl], field: body}}"
+    chosen = options(text, *METHODS["uniform"])
+    done = prunec("build", recipe, "--output", tmp_path / "1", *chosen)
+    assert done.returncode == 3
+    assert "rows.jsonl: of 27 documents 18 are empty and 9 hold null" in done.stderr
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, *empty]))
+    done = prunec("build", recipe, "--output", tmp_path / "2", *chosen)
+    assert done.returncode == 0, done.stderr
+    assert ", 27 without text skipped" in done.stderr
+
+
+def test_text_of_end_tokens_alone_is_refused(recipe: Path, prunec: Run, tmp_path: Path) -> None:
+    (tmp_path / "ends.txt").write_text("</s>" * 2000)
+    text = f"calibration.source={{kind: text, files: [{tmp_path}/ends.txt]}}"
+    done = prunec("build", recipe, "--output", tmp_path, *options(text, *METHODS["uniform"]))
+    assert done.returncode == 3
+    assert "calibration-tokens: the text holds nothing but tokens that end a text" in done.stderr
 
 
 def test_a_text_that_is_too_short_is_said_to_be(recipe: Path, prunec: Run, tmp_path: Path) -> None:
