@@ -41,15 +41,18 @@ def texts_of(plan: Plan, done: Mapping[str, FinishedStep]) -> dict[str, Perplexi
     found = {}
     for name in dense:
         before, after = _perplexity(dense[name]), _perplexity(pruned[name])
-        ratio, divergence = compare_texts(before, after, pruned[name]["window_divergences"])
+        params = plan.step(name).params
+        serial = params["order"] is None  # the whole text, window after window
+        divergences = pruned[name]["window_divergences"]
+        ratio, divergence = compare_texts(before, after, divergences, serial=serial)
         found[name] = PerplexityResult(
             dense=before.value,
             pruned=after.value,
-            pruned_estimate=exp_mean_interval(after.window_losses, "windows"),
+            pruned_estimate=exp_mean_interval(after.window_losses, "windows", serial=serial),
             ratio=ratio,
             divergence=divergence,
             tokens=before.tokens,
-            source=describe_source(plan.step(name).params["source"]),
+            source=describe_source(params["source"]),
             undiverged=pruned[name].get("undiverged"),
         )
     return found

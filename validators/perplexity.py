@@ -145,15 +145,19 @@ def measure_perplexity(
 
 
 def compare_texts(
-    dense: Perplexity, pruned: Perplexity, divergences: Sequence[float] | None
+    dense: Perplexity,
+    pruned: Perplexity,
+    divergences: Sequence[float] | None,
+    *,
+    serial: bool = False,
 ) -> tuple[Estimate, Estimate]:
     """Pruned perplexity over dense, and mean divergence in nats per token, with their intervals.
 
     Both models must have been measured on the same windows: what a window has that is hard for
-    both cancels in its difference, and whole windows are drawn in the bootstrap. Windows are
-    taken as independent, which neighbours in one text are not quite: intervals are a little
-    narrow there. NaN stays NaN, and without divergences theirs is unknown. ValidationError if the
-    windows differ in number or length.
+    both cancels in its difference, and whole windows are drawn in the bootstrap. They count as
+    independent draws from their text, unless they are `serial`, all of it in its order. NaN stays
+    NaN, and without divergences theirs is unknown. ValidationError if the windows differ in number
+    or length.
     """
     if (dense.tokens, len(dense.window_losses)) != (pruned.tokens, len(pruned.window_losses)):
         raise ValidationError(
@@ -170,8 +174,8 @@ def compare_texts(
     differences = [ours - theirs for ours, theirs in pairs]
     diverged = Estimate.unknown("windows")
     if divergences is not None:
-        diverged = mean_interval(divergences, "windows")
-    return exp_mean_interval(differences, "windows"), diverged
+        diverged = mean_interval(divergences, "windows", serial=serial)
+    return exp_mean_interval(differences, "windows", serial=serial), diverged
 
 
 def _perplexity(losses: Sequence[float], predictions: int) -> Perplexity:

@@ -28,8 +28,8 @@ _CHANCE = (
     "choices scores."
 )
 _WINDOWS = (
-    "Intervals are over windows, which are drawn at random from the text; they say how sure the "
-    "numbers are of that text, not of others like it."
+    "Intervals are over windows, which are drawn at random from the text, or over stretches of a "
+    "text that is measured whole. They say nothing of texts of another kind."
 )
 _SIGNS = {"<=": "≤", ">=": "≥"}
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How sure a measurement is: intervals for means of windows and medians of paired turns.
 
-Windows and pairs are taken as independent of each other. Means are resampled (bootstrap), medians
-get the exact interval of order statistics; scores of items have `score_intervals`. Where nothing
-varies an interval has no width: the two models say the same in every window.
+Pairs are taken as independent of each other, and so are windows unless they are `serial`. Means
+are resampled (bootstrap), medians get the exact interval of order statistics; scores of items have
+`score_intervals`. Where nothing varies an interval has no width: the two models say the same in
+every window.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Values = Sequence[float] | NDArray[np.float64]
 _Array = NDArray[np.float64]
 
 
-def mean_interval(values: Values, unit: str, seed: int = 0) -> Estimate:
+def mean_interval(values: Values, unit: str, seed: int = 0, *, serial: bool = False) -> Estimate:
     """The mean of `values` [n] with a 95 % interval: the studentised bootstrap's, and never
     narrower than Student's.
 
@@ -38,6 +39,9 @@ def mean_interval(values: Values, unit: str, seed: int = 0) -> Estimate:
     a loss or a divergence does in a few windows would else be taken for less than it is (B. Efron
     and R. Tibshirani, "An introduction to the bootstrap", 12.5). Bounds are NaN for fewer than two
     values, or where one is not finite.
+
+    serial: values are in the order of one text, where neighbours are alike and tell less than
+    strangers. The interval is that of the means of about √n stretches then, where it is the wider.
     """
     array = np.asarray(values, dtype=np.float64)
     count = len(array)
@@ -47,9 +51,21 @@ def mean_interval(values: Values, unit: str, seed: int = 0) -> Estimate:
         with np.errstate(invalid="ignore"):
             return Estimate(float(array.mean()), math.nan, math.nan, count, unit, _LEVEL)
     value = math.fsum(array) / count
+    low, high = _bounds(array, value, seed)
+    if serial and count >= _LEAST_RESAMPLED:
+        means = np.array([part.mean() for part in np.array_split(array, math.isqrt(count))])
+        middle = float(means.mean())  # nearly the value: stretches are nearly of one length
+        least, most = _bounds(means, middle, seed)
+        low, high = min(low, value - (middle - least)), max(high, value + (most - middle))
+    return Estimate(value, low, high, count, unit, _LEVEL)
+
+
+def _bounds(array: _Array, value: float, seed: int) -> tuple[float, float]:
+    """Of the mean `value` of independent values [n]."""
+    count = len(array)
     error = float(array.std(ddof=1)) / math.sqrt(count)
     if error <= 1e-12 * abs(value):  # rounding
-        return Estimate(value, value, value, count, unit, _LEVEL)
+        return value, value
     furthest = float(stdtrit(count - 1, (1 + _LEVEL) / 2))
     above, below = furthest, -furthest  # of the mean, in standard errors
     if count >= _LEAST_RESAMPLED:
@@ -57,15 +73,18 @@ def mean_interval(values: Values, unit: str, seed: int = 0) -> Estimate:
         tail = (1 - _LEVEL) / 2
         above = max(above, float(np.quantile(strays, 1 - tail)))
         below = min(below, float(np.quantile(strays, tail)))
-    return Estimate(value, value - above * error, value - below * error, count, unit, _LEVEL)
+    return value - above * error, value - below * error
 
 
-def exp_mean_interval(differences: Values, unit: str, seed: int = 0) -> Estimate:
+def exp_mean_interval(
+    differences: Values, unit: str, seed: int = 0, *, serial: bool = False
+) -> Estimate:
     """exp of the mean of `differences` [n] and of its bounds; what overflows is infinite.
 
     Of differences in loss between two models on the same windows: the ratio of their perplexities.
+    serial: as above
     """
-    mean = mean_interval(differences, unit, seed)
+    mean = mean_interval(differences, unit, seed, serial=serial)
     value, low, high = map(_exp, (mean.value, mean.low, mean.high))
     return Estimate(value, low, high, mean.count, unit, mean.level)
 

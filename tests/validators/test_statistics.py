@@ -90,6 +90,24 @@ def test_means_of_skewed_values_are_hardly_ever_called_smaller_than_they_are(
     assert passes / 600 <= most
 
 
+def test_neighbours_that_are_alike_tell_less_than_strangers() -> None:
+    generator = np.random.default_rng(0)
+    held = {False: 0, True: 0}
+    for repeat in range(150):
+        values = [0.0]
+        for noise in generator.normal(0, 1, 249):  # 0.6 of a window's excess is its neighbour's too
+            values.append(0.6 * values[-1] + noise)
+        for serial in held:
+            found = mean_interval(values[50:], "windows", seed=repeat, serial=serial)
+            held[serial] += found.low <= 0 <= found.high
+    assert held[False] / 150 < 0.75 < 0.88 < held[True] / 150
+    strangers = generator.normal(0, 1, 400)
+    plain, serial_too = (mean_interval(strangers, "windows", serial=s) for s in (False, True))
+    assert serial_too.low <= plain.low and serial_too.high >= plain.high
+    assert serial_too.high - serial_too.low < 1.6 * (plain.high - plain.low)
+    assert serial_too.value == plain.value and serial_too.count == 400
+
+
 def test_a_copy_is_exactly_as_good_on_text() -> None:
     scores = np.random.default_rng(0).random(37)
     assert astuple(mean_interval(scores - scores, "windows"))[:3] == (0.0, 0.0, 0.0)
