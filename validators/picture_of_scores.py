@@ -223,8 +223,7 @@ def _name_rows(panel: Axes, names: Sequence[str]) -> None:
 
 def _short(name: str) -> str:
     lines = textwrap.wrap(name, _LONGEST, max_lines=2, placeholder="…")
-    # matplotlib would read what stands between two dollar signs as mathematics.
-    return "\n".join(lines).replace("$", r"\$")
+    return "\n".join(lines)
 
 
 def _task_name(task: TaskResult, tasks: Sequence[TaskResult]) -> str:

@@ -28,6 +28,7 @@ from prunec.validators.picture_of_scores import (
 from prunec.validators.picture_of_search import describe_search, draw_search, finite_history
 from prunec.validators.picture_of_tuning import describe_tuning, draw_tuning, finite_trials
 from prunec.validators.themes import LIGHT, Theme, style
+from prunec.validators.units import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,16 +60,12 @@ class Picture:
     def files(self) -> dict[str, bytes]:
         """The picture as NAME.svg and NAME.png."""
         with _settings(LIGHT):
-            figure = self.draw(LIGHT, None)
+            figure, words = self.draw(LIGHT, None), printable(self.description)
+            told = {"Description": words}
             return {
-                f"{self.name}.svg": _saved(
-                    figure, format="svg", metadata={"Title": self.description, "Date": None}
-                ),
+                f"{self.name}.svg": _svg(figure, metadata={"Title": words, "Date": None}),
                 f"{self.name}.png": _saved(
-                    figure,
-                    format="png",
-                    dpi=_PIXELS_PER_INCH,
-                    metadata={"Description": self.description},
+                    figure, format="png", dpi=_PIXELS_PER_INCH, metadata=told
                 ),
             }
 
@@ -76,7 +73,7 @@ class Picture:
         """The picture for a page: no panel, `width` inches wide, set in a CSS font family."""
         with _settings(theme):
             figure = self.draw(theme, width)
-            content = _saved(figure, format="svg", transparent=True, metadata={"Date": None})
+            content = _svg(figure, transparent=True, metadata={"Date": None})
         return content.replace(b"'DejaVu Sans'", font.encode())
 
 
@@ -131,6 +128,12 @@ def _settings(theme: Theme) -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(style(theme))
         yield
+
+
+def _svg(figure: Figure, **options: Any) -> bytes:
+    """matplotlib writes control characters of names as they are, with which it is no XML."""
+    lines = _saved(figure, format="svg", **options).decode("utf-8").split("\xa0")
+    return "\xa0".join(map(printable, lines)).encode("utf-8")
 
 
 def _saved(figure: Figure, **options: Any) -> bytes:

@@ -79,6 +79,7 @@ def style(theme: Theme) -> dict[Any, Any]:
         "svg.fonttype": "none",  # text stays text: it can be searched, read out and restyled
         "svg.hashsalt": "prunec",
         "text.color": theme.ink,
+        "text.parse_math": False,  # what stands between two dollar signs of a name is no formula
         "xtick.color": theme.quiet,
         "ytick.color": theme.quiet,
     }

@@ -207,3 +207,53 @@ def strict(name: str, what: str, estimate: Estimate, limit: float) -> Gate:
 def layer(query_heads: int, kv_heads: int, ffn: int) -> dict[str, Any]:
     shape = {"query_heads": query_heads, "kv_heads": kv_heads, "head_dim": 32, "ffn": ffn}
     return shape | {"attention": kv_heads > 0, "mlp": ffn > 0}
+
+
+#: What a file, a task, a recipe or a model may call itself.
+HOSTILE = (
+    "<script>document.title = 'run'</script>[key]|`a`$\\frac{1}$ _x_ *y* ~z~ \x1b[31m\n"
+    "::error::%0A&lt;\u202e<img src=x onerror=\"document.title = 'run'\">{{7*7}}'"
+)
+
+
+@pytest.fixture(scope="session")
+def hostile_report(full_report: Report) -> Report:
+    """A report in which everybody's text is hostile: names, sources, errors, completions."""
+    report, home = full_report, full_report.perplexity
+    assert home and report.tuning and report.recovery and report.search
+    return replace(
+        report,
+        recipe=HOSTILE,
+        method="tyr",
+        gates=(
+            strict(f"elsewhere.{HOSTILE}.max_ratio", f"perplexity on {HOSTILE}", home.ratio, 1.0),
+            *report.gates,
+        ),
+        perplexity=replace(home, source=f"text ({HOSTILE})", undiverged=HOSTILE),
+        elsewhere={HOSTILE: replace(home, source=HOSTILE), f"{HOSTILE} 2": home},
+        tasks=tuple(replace(t, task=f"{HOSTILE}{t.task}", backend=HOSTILE) for t in report.tasks),
+        speeds=tuple(
+            replace(found, runtime=HOSTILE, error=found.error and HOSTILE)
+            for found in report.speeds
+        ),
+        footprints=tuple(replace(f, artefact=HOSTILE, note=HOSTILE) for f in report.footprints),
+        parities=tuple(
+            replace(p, artefact=HOSTILE, error=p.error and HOSTILE) for p in report.parities
+        ),
+        problems=(HOSTILE,),
+        completion=CompletionResult(HOSTILE, f"{HOSTILE} a", f"{HOSTILE} ```\n## b"),
+        tuning=replace(
+            report.tuning,
+            trials=tuple(
+                replace(trial, settings={**trial.settings, HOSTILE: HOSTILE})
+                for trial in report.tuning.trials
+            ),
+            importances={**report.tuning.importances, HOSTILE: 0.5},
+        ),
+        recovery=replace(report.recovery, loss=HOSTILE, stopped=HOSTILE),
+        artefacts={"hf": HOSTILE, HOSTILE: HOSTILE},
+        versions={HOSTILE: HOSTILE},
+        hardware={"cpu": HOSTILE, HOSTILE: HOSTILE},
+        recipe_text=f"# {HOSTILE}\n## Measured\n```",
+        command=f"prunec build {HOSTILE}",
+    )

@@ -250,3 +250,22 @@ def test_each_screen_gets_its_own_pictures_and_paper_the_light_ones(
     assert printed["paper"] == 1
     assert not [each for each in printed["contrasts"] if each[1] < 4.5]
     assert browser.pdf().startswith(b"%PDF")
+
+
+def test_hostile_names_run_and_load_nothing(
+    browser: Browser, hostile_report: Report, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(html(hostile_report), encoding="utf-8")
+    browser.open(path.as_uri(), width=1280)
+    found = browser.evaluate(_PROBE)
+    assert all(found["images"]) and found["scrollWidth"] <= 1280
+    assert browser.evaluate("document.scripts.length") == 0
+    assert browser.evaluate("document.title").endswith("prunec report")
+    assert "[key]|" in browser.evaluate("document.querySelector('h1').innerText")
+    asked = [
+        e["request"]["url"] for name, e in browser.events if name == "Network.requestWillBeSent"
+    ]
+    assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+    refused = ("Log.entryAdded", "Runtime.exceptionThrown", "Page.javascriptDialogOpening")
+    assert not [event for event in browser.events if event[0] in refused]
