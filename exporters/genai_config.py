@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""genai_config.json: how onnxruntime-genai runs the graph beside it."""
+"""What onnxruntime-genai reads beside a graph: genai_config.json, and one chat template."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunec.compiler.model.layout import Layout
+from prunec.compiler.model.special_ids import token_ids
 
 FILE = "genai_config.json"
 
 
 def genai_config(
-    config: Mapping[str, Any], generation: Mapping[str, Any], layout: Layout, graph: str
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    special: Mapping[str, int],
+    layout: Layout,
+    graph: str,
 ) -> dict[str, Any]:
     """What onnxruntime-genai asks of a model, from its config.json and generation_config.json.
 
-    It makes the KV cache from the graph's own inputs, whose number of heads differs from layer to
-    layer; the sizes here are the largest.
+    `special` are the ids of the tokenizer's `eos_token` and the like, for those that neither file
+    names; a token that nobody names is left out. It makes the KV cache from the graph's own inputs,
+    whose number of heads differs from layer to layer; the sizes here are the largest.
     """
 
     def setting(name: str, default: Any = None) -> Any:
@@ -25,15 +31,20 @@ def genai_config(
         value = config.get(name) if value is None else value
         return default if value is None else value
 
-    end = setting("eos_token_id", 0)
-    first_end = end[0] if isinstance(end, list) else end
-    length = config.get("max_position_embeddings", 2048)
+    def tokens(name: str) -> list[int]:
+        for value in (generation.get(f"{name}_id"), config.get(f"{name}_id"), special.get(name)):
+            if known := [token for token in token_ids(value) if token < config["vocab_size"]]:
+                return known
+        return []
+
+    ends = tokens("eos_token")
+    single = {"bos_token_id": tokens("bos_token"), "pad_token_id": tokens("pad_token") or ends}
+    length = config["max_position_embeddings"]
     return {
         "model": {
             "type": "decoder",  # any decoder, run as the graph says
-            "bos_token_id": setting("bos_token_id", first_end),
-            "eos_token_id": end,
-            "pad_token_id": setting("pad_token_id", first_end),
+            **{name: found[0] for name, found in single.items() if found},
+            **({"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {}),
             "vocab_size": config["vocab_size"],
             "context_length": length,
             "decoder": {
@@ -68,3 +79,14 @@ def genai_config(
             "repetition_penalty": setting("repetition_penalty", 1.0),
         },
     }
+
+
+def one_chat_template(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+    """A tokenizer_config.json with its default chat template alone, if it has a list of them:
+    onnxruntime-genai opens no folder with several."""
+    templates = tokenizer.get("chat_template")
+    if not isinstance(templates, list):
+        return dict(tokenizer)
+    by_name = {each.get("name"): each.get("template") for each in templates if each}
+    kept = {key: value for key, value in tokenizer.items() if key != "chat_template"}
+    return kept | ({"chat_template": by_name["default"]} if "default" in by_name else {})

@@ -27,6 +27,8 @@ from prunec.compiler.model.layout import (
     prunable_parameters,
     tensor_shapes,
 )
+from prunec.compiler.model.special_ids import generation_config
+from prunec.compiler.model.tokenizer_files import read_tokenizer
 from prunec.exporters import genai_config
 from prunec.exporters.artefact import Provenance, Written
 from prunec.exporters.card import Card, model_card
@@ -39,7 +41,7 @@ from prunec.exporters.onnx_rules import BITS, Precision
 from prunec.exporters.onnx_weights import GRAPH, WEIGHTS, read_weights, write_model
 from prunec.validators.manifest import CARD
 
-_GENERATION = "generation_config.json"
+_TOKENIZER = "tokenizer_config.json"
 
 _LOADING = """\
 A graph with a KV cache, {held}, for onnxruntime-genai:
@@ -93,12 +95,7 @@ def export(
     _write_json(destination / "config.json", described)
     config = AutoConfig.from_pretrained(destination)
     write_model(trace(config, layout, stored), destination, tensors, stored, BITS.get(precision))
-    generation = destination / _GENERATION
-    settings = read_json(generation) if generation.exists() else {}
-    _write_json(
-        destination / genai_config.FILE,
-        genai_config.genai_config(described, settings, layout, GRAPH),
-    )
+    _configure_genai(destination, config, described, layout)
     told = card(source, facts, layout, layout_kind, dtype, provenance, precision=precision)
     (destination / CARD).write_text(told.render(), encoding="utf-8")
     (destination / "prunec").mkdir()
@@ -128,6 +125,28 @@ def card(
 def _stored(precision: Precision) -> torch.dtype:
     """Of what is not quantised."""
     return torch.float16 if precision == "float16" else torch.float32
+
+
+def _configure_genai(
+    folder: Path, config: Any, described: Mapping[str, Any], layout: Layout
+) -> None:
+    """Write what onnxruntime-genai reads, from what was carried into the folder.
+
+    config, described: transformers' config of the model, and what is in its config.json
+    """
+    length = config.max_position_embeddings  # its class has a default
+    settings = genai_config.genai_config(
+        {**described, "max_position_embeddings": length},
+        generation_config(folder),
+        read_tokenizer(folder).special,
+        layout,
+        GRAPH,
+    )
+    _write_json(folder / genai_config.FILE, settings)
+    if (path := folder / _TOKENIZER).exists():
+        tokenizer = read_json(path)
+        if (single := genai_config.one_chat_template(tokenizer)) != tokenizer:
+            _write_json(path, single)
 
 
 def verify(destination: Path, layout: Layout, facts: Facts) -> Written:

@@ -145,14 +145,17 @@ def tiny_family(tiny_llama: Callable[..., Path]) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def published_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def published_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A model with the config.json of a row of `PUBLISHED`: do not write to its folder."""
-    made: dict[str, Path] = {}
+    made: dict[tuple[str, int], Path] = {}
 
-    def make(name: str) -> Path:
-        if name not in made:
-            made[name] = make_published(tmp_path_factory.mktemp("published"), PUBLISHED[name])
-        return made[name]
+    def make(name: str, layers: int = 5) -> Path:
+        if (name, layers) not in made:
+            config = PUBLISHED[name] | {"num_hidden_layers": layers}
+            if "layer_types" in config:
+                config["layer_types"] = config["layer_types"][:layers]
+            made[name, layers] = make_published(tmp_path_factory.mktemp("published"), config)
+        return made[name, layers]
 
     return make
 

@@ -68,13 +68,6 @@ def facts_from_config(config: Mapping[str, Any]) -> Facts:
             f"{'' if 'num_key_value_heads' in said else ' (the default)'}; "
             "the first must be a multiple of the second"
         )
-    vocab_size, pad = _size(config, "vocab_size"), config.get("pad_token_id")
-    if isinstance(pad, int) and not -vocab_size <= pad < vocab_size:
-        raise ModelError(
-            f"config.json has pad_token_id {pad}, which the vocabulary of {vocab_size:,} tokens "
-            "does not hold; transformers opens no such model",
-            hint="give it the id of a token, or null",
-        )
     biased = {*family.always_biased}
     for key, projections in family.biases.items():
         biased |= {*projections} if config.get(key) else set()
@@ -87,7 +80,7 @@ def facts_from_config(config: Mapping[str, Any]) -> Facts:
         kv_heads=kv_heads,
         head_dim=_size(config, "head_dim", default=hidden // heads),
         ffn=_size(config, "intermediate_size"),
-        vocab_size=vocab_size,
+        vocab_size=_size(config, "vocab_size"),
         tied=bool(config.get("tie_word_embeddings", False)),
         biased=frozenset(biased),
     )

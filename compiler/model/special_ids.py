@@ -43,7 +43,7 @@ def settle_special_ids(
     those of config.json. Whatever any of the three calls an end ends a text."""
 
     def of(key: str, own: int | None) -> list[int]:
-        return [*_ids(own), *_ids(generation.get(key)), *_ids(config.get(key))]
+        return [*token_ids(own), *token_ids(generation.get(key)), *token_ids(config.get(key))]
 
     return SpecialIds(
         bos=next(iter(of("bos_token_id", bos)), None),
@@ -52,7 +52,7 @@ def settle_special_ids(
     )
 
 
-def _ids(value: object) -> list[int]:
+def token_ids(value: object) -> list[int]:
     """An id, or a list of them. -1 and the like stand for none."""
     values = value if isinstance(value, list) else [value]
     return [n for n in values if isinstance(n, int) and not isinstance(n, bool) and n >= 0]

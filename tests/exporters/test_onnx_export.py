@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -29,6 +30,7 @@ from prunec.compiler.model.layout import (
 from prunec.compiler.model.surgery import head_rows, slice_layer
 from prunec.exporters import onnx_rules
 from prunec.exporters.artefact import Provenance, Written
+from prunec.exporters.genai_config import genai_config
 from prunec.exporters.hf_rules import LayoutKind, attention_is_legal
 from tests.published_configs import PUBLISHED
 
@@ -193,15 +195,14 @@ QUICK = ("llama", "phi3", "gemma2", "Phi-4")
 )
 def test_onnx_runtime_answers_as_the_masked_model_does(
     tiny_llama: MakeModel,
-    published_model: Callable[[str], Path],
+    published_model: MakeModel,
     tmp_path: Path,
     model_type: str,
     kind: LayoutKind,
 ) -> None:
     wanted = PER_LAYER if kind == "per_layer" else UNIFORM
     if model_type in PUBLISHED:
-        source = published_model(model_type)
-        wanted = (wanted * 3)[:5]
+        source = published_model(model_type, layers=len(wanted))
     else:
         special = SPECIAL.get(model_type, {})
         source = tiny_llama(model_type=model_type, layers=len(wanted), **special)
@@ -362,6 +363,70 @@ def test_what_generation_needs_is_told_to_onnxruntime_genai(per_layer: tuple[Pat
     model = told["model"]
     assert (model["bos_token_id"], model["eos_token_id"], model["pad_token_id"]) == (1, 2, 0)
     assert (model["context_length"], model["decoder"]["num_hidden_layers"]) == (512, 5)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "tokenizer", "told"),
+    [
+        ({}, {}, {"bos_token": 1, "eos_token": 2}, {"bos": 1, "eos": 2, "pad": 2}),
+        ({}, {"eos_token_id": None}, {"eos_token": 2, "pad_token": 3}, {"eos": 2, "pad": 3}),
+        ({}, {"eos_token_id": [5, 6]}, {"eos_token": 2}, {"eos": [5, 6], "pad": 5}),
+        (
+            {"eos_token_id": [7], "pad_token_id": [8, 9], "bos_token_id": [4]},
+            {"eos_token_id": 5, "pad_token_id": 0},
+            {"pad_token": 3},
+            {"bos": 4, "eos": 7, "pad": 8},
+        ),
+        # None of the vocabulary of 300: -1 stands for no token.
+        ({"pad_token_id": -1}, {"eos_token_id": [300, 2]}, {}, {"eos": 2, "pad": 2}),
+        ({}, {}, {}, {}),
+    ],
+)
+def test_onnxruntime_genai_is_told_the_tokens_that_the_model_or_its_tokenizer_names(
+    generation: dict[str, Any],
+    config: dict[str, Any],
+    tokenizer: dict[str, int],
+    told: dict[str, Any],
+) -> None:
+    sizes = dict.fromkeys(("head_dim", "num_attention_heads", "num_key_value_heads"), 4)
+    whole = {**sizes, "hidden_size": 16, "vocab_size": 300, "max_position_embeddings": 64}
+    found = genai_config(whole | config, generation, tokenizer, (), "model.onnx")["model"]
+    ids = {name: value for name, value in found.items() if name.endswith("_token_id")}
+    assert ids == {f"{name}_token_id": value for name, value in told.items()}
+
+
+@pytest.mark.skipif(not find_spec("onnxruntime_genai"), reason="needs onnxruntime-genai")
+def test_onnxruntime_genai_stops_at_any_end_and_speaks_the_default_of_several_templates(
+    tiny_llama: MakeModel, tmp_path: Path
+) -> None:
+    import onnxruntime_genai as genai
+
+    source = shutil.copytree(tiny_llama(layers=1), tmp_path / "dense")
+    prompt = list(range(5, 14))
+    greedy = (
+        masked(source, UNIFORM[:1])
+        .generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None)[0]
+        .tolist()
+    )
+    end = greedy.index(greedy[-4])  # the first time that it is generated
+    generation = {"eos_token_id": [299, greedy[end]], "pad_token_id": [0, 2], "bos_token_id": 1}
+    (source / "generation_config.json").write_text(json.dumps(generation))
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    settings["chat_template"] = [
+        {"name": "tool_use", "template": "tools"},
+        {"name": "default", "template": "{{ messages[0]['content'] }}!"},
+    ]
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    exported(tmp_path / "onnx", source, UNIFORM[:1], "uniform")
+
+    model = genai.Model(str(tmp_path / "onnx"))
+    asked = json.dumps([{"role": "user", "content": "def"}])
+    assert genai.Tokenizer(model).apply_chat_template(asked, add_generation_prompt=False) == "def!"
+    generator = genai.Generator(model, genai.GeneratorParams(model))
+    generator.append_tokens(np.array([prompt], np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    assert list(generator.get_sequence(0)) == greedy[:end]
 
 
 def test_a_missing_package_and_a_rope_that_branches_are_refused_in_a_sentence(

@@ -143,7 +143,6 @@ def test_every_rope_that_transformers_computes_is_accepted() -> None:
         ({"vocab_size": True}, "vocab_size: True"),
         ({"intermediate_size": -8}, "intermediate_size: -8"),
         ({"head_dim": [8]}, "head_dim: [8]"),
-        ({"pad_token_id": 37}, "pad_token_id 37, which the vocabulary of 37 tokens"),
         ({"rope_scaling": {"type": "mrope"}}, "rope type 'mrope'"),
         ({"rope_scaling": {"rope_type": ["yarn"]}}, "rope type ['yarn']"),
         ({"rope_parameters": {"full_attention": {"rope_type": "su"}}}, "rope type 'su'"),
