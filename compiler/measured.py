@@ -53,9 +53,18 @@ def texts_of(plan: Plan, done: Mapping[str, FinishedStep]) -> dict[str, Perplexi
             divergence=divergence,
             tokens=before.tokens,
             source=describe_source(params["source"]),
+            reading=_reading(params, done[name].summary, len(before.window_losses)),
             undiverged=pruned[name].get("undiverged"),
         )
     return found
+
+
+def _reading(params: Mapping[str, Any], summary: Summary, windows: int) -> str:
+    """How a text became windows, which its perplexity depends on."""
+    length = params["length"]
+    order = "from its beginning on" if params["order"] is None else "drawn at random"
+    begun = f"each begun with {summary['begin']}" if summary["begin"] else "begun with nothing"
+    return f"{windows:,} windows of {length:,} tokens {order}, {begun}"
 
 
 def _perplexity(saved: Mapping[str, Any]) -> Perplexity:

@@ -38,7 +38,8 @@ class PerplexityResult:
 
     `ratio` is pruned over dense. `divergence`: mean KL(dense ‖ pruned) of the next token's
     distribution, in nats per token. `pruned_estimate`: `pruned` with its own interval.
-    `undiverged`: why there is no divergence; its numbers are NaN then.
+    `undiverged`: why there is no divergence; its numbers are NaN then. `reading`: how the text was
+    cut into windows, in a phrase.
     """
 
     dense: float
@@ -49,6 +50,7 @@ class PerplexityResult:
     tokens: int
     source: str
     undiverged: str | None = None
+    reading: str = ""
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,8 @@ def perplexity_note(report: Report) -> str | None:
     if found is None:
         return None
     text = f"Perplexity per token on {found.tokens:,} tokens of {found.source}"
+    if found.reading:
+        text += f", in {found.reading}"
     ratio = found.ratio
     if math.isnan(ratio.low) or math.isnan(ratio.high):
         return f"{text}; no interval for the ratio could be estimated."

@@ -278,3 +278,22 @@ def test_a_whole_text_is_read_window_after_window(
         whole = tokenizer.encode(join.join(texts), add_special_tokens=False).ids
     expected = [[BOS, *whole[at : at + 23]] for at in range(0, len(whole) - 22, 23)]
     assert ids.tolist() == expected
+
+
+def test_a_report_says_how_a_text_was_read(
+    ask: Callable[..., Path], tmp_path: Path, prunec: Callable[..., Any]
+) -> None:
+    rows = _rows(tmp_path, 40) | {"join": " ", "holdout": 0.5}
+    path = ask(
+        method={"kind": "magnitude"},
+        calibration=None,
+        validate={"perplexity": {"source": rows, "tokens": "all", "sequence_length": 64}},
+    )
+    done = prunec("build", path, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out" / "report" / "report.md").read_text(encoding="utf-8")
+    assert re.search(
+        r"tokens of jsonl \(.*0\.5 held out, joined by .*\), in \d+ windows of 64 tokens from its "
+        r"beginning on, each begun with .?<s",
+        text,
+    )

@@ -66,6 +66,7 @@ def test_report_json_holds_what_users_are_promised(report: Report, tmp_path: Pat
         "tokens": 65_280,
         "source": "python_stdlib",
         "undiverged": None,
+        "reading": "",
     }
     assert set(content["completion"]) == {"prompt", "dense", "pruned"}
     assert content["cost"]["steps"][0] == {"name": "gram", "seconds": 12.0, "reused": True}
