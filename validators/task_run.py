@@ -23,6 +23,7 @@ from prunec.validators.loading import open_model
 from prunec.validators.task_metrics import score_of
 from prunec.validators.task_scores import Pool, TaskScore, TaskScores, describe
 from prunec.validators.tasks import RESULTS, SAMPLES
+from prunec.validators.tokenizers import complete_special_tokens
 
 _RESAMPLES = 1000  # for the standard errors in lm-eval's own results, where no formula gives them
 
@@ -181,7 +182,9 @@ def _open(request: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
             "enforce_eager": not on_gpu,  # on a processor, compiling a model takes a minute
             "tensor_parallel_size": ranks_here(request["tensor_parallel"]),
         }
-        return get_model("vllm")(**arguments, batch_size="auto"), arguments
+        engine = get_model("vllm")(**arguments, batch_size="auto")
+        complete_special_tokens(engine.tokenizer, folder)
+        return engine, arguments
     arguments |= {"max_length": request["max_length"], "trust_remote_code": trust}
     dtype = getattr(torch, request["dtype"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -189,7 +192,7 @@ def _open(request: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     model = open_model(folder, dtype, trust_remote_code=trust, device=device)
     wrapped = get_model("hf")(
         pretrained=model.model,
-        tokenizer=model.tokenizer(),
+        tokenizer=complete_special_tokens(model.tokenizer(), folder),
         backend="causal",
         batch_size=request["batch_size"],
         max_length=request["max_length"],

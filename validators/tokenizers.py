@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an artefact's tokenizer is the one that its model was trained with."""
+"""Whether an artefact's tokenizer is the one that its model was trained with, and what it lacks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from prunec.validators.headers import read_json_object
 
 
 def tokenizer_difference(expected: Any, found: Any, texts: Sequence[str]) -> str | None:
@@ -33,3 +36,19 @@ def tokenizer_difference(expected: Any, found: Any, texts: Sequence[str]) -> str
         if due != made:
             return f"the tokenizer is another one: {text[:40]!r} becomes {made[:8]}, not {due[:8]}"
     return None
+
+
+def complete_special_tokens(tokenizer: Any, folder: Path) -> Any:
+    """The tokenizer, given what lm-eval fails without: an end of text, which generation_config.json
+    or config.json names where it names none; and padding that its model has an embedding for."""
+    config = read_json_object(folder / "config.json")
+    file = folder / "generation_config.json"
+    generation = read_json_object(file) if file.is_file() else {}
+    for ids in (generation.get("eos_token_id"), config.get("eos_token_id")):
+        first = ids[0] if isinstance(ids, list) and ids else ids
+        if tokenizer.eos_token_id is None and type(first) is int and first >= 0:
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(first)
+    pad, size = tokenizer.pad_token_id, config.get("vocab_size")
+    if pad is not None and type(size) is int and pad >= size:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, whatever it is
+    return tokenizer
