@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prunec.validators.errors import ValidationError
-from prunec.validators.headers import TensorHeader, read_header, read_json_object, weight_files
+from prunec.validators.headers import (
+    TensorHeader,
+    read_header,
+    read_json_object,
+    value_blocks,
+    weight_files,
+)
 from prunec.validators.manifest import MANIFEST, check_listing, check_manifest
 from prunec.validators.shapes import LayerShape, is_prunable, layer_shapes
 
@@ -78,8 +84,8 @@ class Artefact:
 def inspect(folder: Path, reading: Callable[[str], None] = lambda name: None) -> Artefact:
     """Describe a build's output, a model folder that prunec wrote, or any other checkpoint.
 
-    Reads headers, not weights; what lists its files' hashes is also read once, to check them, and
-    `reading` is told of each such file.
+    Reads headers, not weights, unless a tied head is stored beside its embedding. What lists its
+    files' hashes is also read once, to check them, and `reading` is told of each such file.
     ValidationError for a folder that is none of the three.
     """
     if not folder.is_dir():
@@ -141,9 +147,16 @@ def read_weights(folder: Path) -> tuple[Weights, list[str]]:
         tensors |= held
     layers, wrong = layer_shapes(tensors, config)
     problems += wrong + _outside_layers(tensors, config) + _misstored(tensors, config)
+    tied = bool(config.get("tie_word_embeddings"))
+    own_head = tied and _has_own_head(folder, tensors)
+    if own_head:
+        problems.append(
+            f"{_HEAD} is another than {_EMBEDDING}, and config.json ties the two: "
+            "transformers uses it, other tools do not"
+        )
 
     counted = dict(tensors)
-    if config.get("tie_word_embeddings") and _EMBEDDING in counted:
+    if tied and not own_head and _EMBEDDING in counted:
         counted.pop(_HEAD, None)
     prunable = {name: header for name, header in counted.items() if is_prunable(name)}
     value_bytes = max((header.bytes_per_value for header in prunable.values()), default=0)
@@ -172,6 +185,18 @@ def _outside_layers(tensors: Mapping[str, TensorHeader], config: Mapping[str, An
     if _HEAD not in tensors and config.get("tie_word_embeddings") is False:
         problems.append(f"{_HEAD} is missing, and config.json does not tie it to the embedding")
     return problems
+
+
+def _has_own_head(folder: Path, tensors: Mapping[str, TensorHeader]) -> bool:
+    """Whether a head is stored beside the embedding with other values: read up to where they
+    differ."""
+    if _HEAD not in tensors or _EMBEDDING not in tensors:
+        return False
+    head, embedding = tensors[_HEAD], tensors[_EMBEDDING]
+    if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
+        return True
+    blocks = (value_blocks(folder, header) for header in (head, embedding))
+    return any(one != other for one, other in zip(*blocks, strict=True))
 
 
 def _misstored(tensors: Mapping[str, TensorHeader], config: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from prunec.validators.units import printable
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_BLOCK = 1 << 22
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8}
 _BITS |= {"U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}
 
@@ -144,6 +146,19 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
             f"{path} has {size:,} bytes; its header promises {8 + length + end:,}"
         )
     return headers
+
+
+def value_blocks(folder: Path, tensor: TensorHeader) -> Iterator[bytes]:
+    """A tensor's values as bytes, some at a time; ValidationError if they cannot be read."""
+    left = tensor.parameters * tensor.bytes_per_value
+    try:
+        with (folder / tensor.file).open("rb") as file:
+            file.seek(tensor.begin)
+            while block := file.read(min(left, _BLOCK)):
+                left -= len(block)
+                yield block
+    except OSError as error:
+        raise ValidationError(f"{folder / tensor.file} cannot be read: {error}") from None
 
 
 def _shape(value: Any) -> tuple[int, ...]:

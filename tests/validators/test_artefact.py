@@ -125,6 +125,19 @@ def test_a_tied_head_that_is_stored_all_the_same_is_counted_once(llama: Path) ->
     assert (weights.parameters, problems) == (before, [])
 
 
+@pytest.mark.parametrize("head", [lambda e: e + 1, lambda e: e.double(), lambda e: e[1:].clone()])
+def test_a_tied_head_that_is_another_is_a_problem(
+    head: Callable[[torch.Tensor], torch.Tensor], llama: Path
+) -> None:
+    before = read_weights(llama)[0].parameters
+    edit_tensors(
+        llama, lambda t: t.update({"lm_head.weight": head(t["model.embed_tokens.weight"])})
+    )
+    weights, problems = read_weights(llama)
+    assert weights.parameters > before
+    assert any("lm_head.weight is another than model.embed_tokens.weight" in p for p in problems)
+
+
 def test_per_layer_shapes_come_from_the_tensors(pruned: Path) -> None:
     artefact = inspect(pruned)
     assert artefact.kind == "pruned"
