@@ -16,9 +16,10 @@ from prunec.compiler.diagnostics import RecipeProblemError
 from prunec.compiler.estimates import Windows, light
 from prunec.compiler.estimates_artefact import generation
 from prunec.compiler.model.bos import lacks_bos
+from prunec.compiler.model.chat_template import has_chat_template
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.plan_builder import PlanBuilder
-from prunec.compiler.recipe import FittingSource, MixedSource, SelfSource
+from prunec.compiler.recipe import ChatSource, FittingSource, MixedSource, SelfSource
 
 #: Files whose bytes are text; tokens that a byte of it becomes at most, where a tokenizer composes
 #: characters anew (NFC makes three of one); tokens at most that a window begins with.
@@ -206,6 +207,7 @@ def _add(steps: PlanBuilder, base: Path, text: Text, draw: Draw, place: dict[str
         )
         steps.add(draw.name, "generate", why, written, {}, taken)
         return
+    _check_template(steps, source, text)
     try:
         sources.check(data, base)
         _check_length(data, base, draw, text)
@@ -219,11 +221,23 @@ def _add(steps: PlanBuilder, base: Path, text: Text, draw: Draw, place: dict[str
     steps.add(draw.name, "tokens", text.why, params, {}, light(disk_bytes))
 
 
+def _check_template(steps: PlanBuilder, source: FittingSource, text: Text) -> None:
+    if isinstance(source, ChatSource) and steps.folder and not has_chat_template(steps.folder):
+        raise RecipeProblemError(
+            text.key,
+            f"{text.key} is chat, and the tokenizer in {steps.folder} has no chat template",
+            hint="add the model's chat_template.jinja, or give plain text",
+        )
+
+
 def _check_length(source: dict[str, Any], base: Path, draw: Draw, text: Text) -> None:
     """Refuses files that cannot hold what is asked for, whatever the tokenizer: of a byte of text
-    none makes more than a few tokens. What is packed has more bytes than its files."""
-    names = source.get("files", ())
-    if draw.whole or not names or any(not name.endswith(_UNPACKED) for name in names):
+    none makes more than a few tokens. What is packed has more bytes than its files, and a chat
+    template adds some."""
+    names = source.get("files") or ()
+    if draw.whole or not names or source["kind"] == "chat":
+        return
+    if any(not name.endswith(_UNPACKED) for name in names):
         return
     held, asked = sources.file_bytes(source, base), draw.windows * draw.length
     if held * _MOST_TOKENS < asked - _BEGINNINGS * draw.windows:
@@ -278,7 +292,7 @@ def plain_source(source: FittingSource, base: Path) -> dict[str, Any]:
     for name in ("holdout", "join"):
         if data.get(name, "") is None:
             del data[name]
-    if "files" in data:
+    if data.get("files"):
         # Relative, so that a plan reads the same wherever the project lies.
         data["files"] = [os.path.relpath(path, base) for path in data["files"]]
     return data

@@ -31,6 +31,7 @@ from prunec.compiler.recipe_recover import BlockwiseRecovery, LoraRecovery, Reco
 from prunec.compiler.recipe_resources import Resources
 from prunec.compiler.recipe_sources import (
     Bos,
+    ChatSource,
     DocumentsSource,
     FittingSource,
     HubSource,
@@ -65,6 +66,7 @@ __all__ = [
     "BlockwiseRecovery",
     "Bos",
     "Calibration",
+    "ChatSource",
     "CompletionCheck",
     "DocumentsSource",
     "Export",

@@ -87,6 +87,25 @@ def dataset_id(dataset: str) -> str:
     return dataset
 
 
+def files_or_dataset(dataset: str | None, info: ValidationInfo) -> str | None:
+    """A dataset's hub id where no files are given."""
+    files = info.data.get("files")
+    if dataset is None:
+        if files is None and "files" in info.data:
+            raise refusal("is not given, and neither is files; one of them is needed")
+        return None
+    if files is not None:
+        raise refusal("is given beside files; a source has one of them", "remove one of the two")
+    return dataset_id(dataset)
+
+
+def of_a_dataset(value: str | None, info: ValidationInfo) -> str | None:
+    """Refuses a setting that makes sense only for a dataset of the hub."""
+    if value is not None and info.data.get("files") is not None:
+        raise refusal("is legal only with a dataset of the hub, and files are given", "remove it")
+    return value
+
+
 def absolute_path(path: Path, info: ValidationInfo) -> Path:
     """The absolute path of a file that need not exist yet."""
     return _absolute(str(path), info)

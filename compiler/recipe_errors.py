@@ -39,6 +39,8 @@ _OTHER_NAMES = {
     "onnxruntime": "onnx",
     "ort": "onnx",
     "json": "jsonl",
+    "parquet": "jsonl",
+    "messages": "chat",
     "txt": "text",
     "dataset": "hub",
     "heterogeneous": "per_layer",

@@ -23,13 +23,13 @@ Split = Literal["calibration", "search", "evaluation"]
 Bos = Literal["auto", "always", "never"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
 WholeWindows = Annotated[int, AfterValidator(recipe_checks.fills_a_window)]
+_FILES = (
+    "UTF-8 files or globs (`**` enters folders), relative to the recipe; gzip, bzip2, xz and zstd "
+    "are unpacked."
+)
 Files = Annotated[
     list[str],
-    Field(
-        min_length=1,
-        description="UTF-8 files or globs (`**` enters folders), relative to the recipe; gzip, "
-        "bzip2, xz and zstd are unpacked.",
-    ),
+    Field(min_length=1, description=_FILES),
     AfterValidator(recipe_checks.text_files),
 ]
 
@@ -55,6 +55,11 @@ class DocumentsSource(Section):
         description="About this share of the documents is kept for judging: text that is fitted to "
         "never holds them, a text under `validate` holds nothing else.",
     )
+
+
+class PlainSource(DocumentsSource):
+    """Documents that are text as they stand."""
+
     join: str | None = Field(
         default=None,
         description="What stands between documents instead of the token that ends a text. "
@@ -62,14 +67,14 @@ class DocumentsSource(Section):
     )
 
 
-class TextSource(DocumentsSource):
+class TextSource(PlainSource):
     """Plain text files, each one document; a long one is drawn from by its parts."""
 
     kind: Literal["text"] = Field(description="Where the text comes from.")
     files: Files
 
 
-class JsonlSource(DocumentsSource):
+class JsonlSource(PlainSource):
     """Rows of JSON Lines, JSON arrays, Parquet or what `save_to_disk` of the datasets library has
     written, whatever the files are called; one document a row."""
 
@@ -80,7 +85,7 @@ class JsonlSource(DocumentsSource):
     )
 
 
-class HubSource(DocumentsSource):
+class HubSource(PlainSource):
     """A dataset of the Hugging Face hub, read through the datasets library, streaming."""
 
     kind: Literal["hub"] = Field(description="Where the text comes from.")
@@ -99,8 +104,39 @@ class HubSource(DocumentsSource):
     )
 
 
+class ChatSource(DocumentsSource):
+    """Conversations, one a row of files such as `jsonl` reads or of a dataset of the hub, made text
+    by the model's chat template, which also ends them."""
+
+    kind: Literal["chat"] = Field(description="Where the text comes from.")
+    files: Files | None = Field(default=None, description=_FILES)
+    dataset: Annotated[str | None, AfterValidator(recipe_checks.files_or_dataset)] = Field(
+        default=None,
+        min_length=1,
+        validate_default=True,
+        description="The id of a dataset of the hub, such as `org/name`, instead of `files`.",
+    )
+    config: Annotated[str | None, AfterValidator(recipe_checks.of_a_dataset)] = Field(
+        default=None, min_length=1, description="The dataset's configuration, where it has several."
+    )
+    split: Annotated[str | None, AfterValidator(recipe_checks.of_a_dataset)] = Field(
+        default=None, min_length=1, description="The dataset's split, by default `train`."
+    )
+    revision: Annotated[str | None, AfterValidator(recipe_checks.of_a_dataset)] = Field(
+        default=None, min_length=1, description="Branch, tag or commit of the dataset."
+    )
+    field: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The key of a row's messages. By default `messages` or `conversations`; where "
+        "a row has neither, `prompt` and `completion`, or `instruction` (with `input`) and "
+        "`output`, become what a user says and what is answered.",
+    )
+
+
 Source = Annotated[
-    PythonStdlibSource | TextSource | JsonlSource | HubSource, Field(discriminator="kind")
+    PythonStdlibSource | TextSource | JsonlSource | ChatSource | HubSource,
+    Field(discriminator="kind"),
 ]
 
 
@@ -118,7 +154,7 @@ class MixedPart(Section):
     """One of the texts of a mixture."""
 
     source: Annotated[
-        PythonStdlibSource | TextSource | JsonlSource | HubSource | SelfSource,
+        PythonStdlibSource | TextSource | JsonlSource | ChatSource | HubSource | SelfSource,
         Field(discriminator="kind"),
     ] = Field(description="Where its text comes from.")
     weight: float = Field(
@@ -137,6 +173,12 @@ class MixedSource(Section):
 
 #: What may be fitted to. Text that judges is never a mixture and never the model's own.
 FittingSource = Annotated[
-    PythonStdlibSource | TextSource | JsonlSource | HubSource | SelfSource | MixedSource,
+    PythonStdlibSource
+    | TextSource
+    | JsonlSource
+    | ChatSource
+    | HubSource
+    | SelfSource
+    | MixedSource,
     Field(discriminator="kind"),
 ]

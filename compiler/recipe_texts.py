@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prunec.compiler.recipe_checks import refusal
 from prunec.compiler.recipe_sources import (
+    ChatSource,
     DocumentsSource,
     FittingSource,
     HubSource,
@@ -109,10 +110,20 @@ def _shared_text(one: FittingSource, two: FittingSource) -> str | None:
     match one, two:
         case PythonStdlibSource(), PythonStdlibSource() if one.split == two.split:
             return f'"{one.split}"'
-        case (TextSource() | JsonlSource(), TextSource() | JsonlSource()):
-            common = sorted({*one.files} & {*two.files})
+        case (
+            TextSource() | JsonlSource() | ChatSource() | HubSource(),
+            TextSource() | JsonlSource() | ChatSource() | HubSource(),
+        ):
+            common = sorted(_texts(one) & _texts(two))
             return common[0] if common else None
-        case HubSource(), HubSource():
-            same = (one.dataset, one.config, one.split) == (two.dataset, two.config, two.split)
-            return f"{one.dataset} ({one.split})" if same else None
     return None
+
+
+def _texts(source: TextSource | JsonlSource | ChatSource | HubSource) -> set[str]:
+    """The files of a source, or its split of a dataset, by names that two sources share if they
+    share text."""
+    if not isinstance(source, HubSource) and source.files:
+        return {*source.files}
+    assert isinstance(source, ChatSource | HubSource)
+    config = f", {source.config}" if source.config else ""
+    return {f"{source.dataset} ({source.split or 'train'}{config})"}

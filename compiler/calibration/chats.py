@@ -47,7 +47,7 @@ class Conversation:
         found = [row[name] for name in names]
         if found[0] is None or (names[1:] and found[1] is None):
             return None
-        messages = _pair(*found) if names[1:] else _messages(found[0], names[0])
+        messages = _pair(names, found) if names[1:] else _messages(found[0], names[0])
         if not any(str(message["content"] or "").strip() for message in messages):
             return ""
         try:
@@ -60,13 +60,17 @@ class Conversation:
             ) from None
 
 
-def _pair(asked: Any, answered: Any, more: Any = None) -> list[Message]:
-    """A prompt and its completion, each text or messages, as one conversation."""
-    if isinstance(asked, str) and isinstance(more, str) and more.strip():
-        asked = f"{asked}\n\n{more}"
+def _pair(names: list[str], found: list[Any]) -> list[Message]:
+    """A prompt and its completion, each text or messages, as one conversation; with an input of the
+    prompt's where there is a third field."""
+    asked, answered, *more = found
+    if isinstance(asked, str) and more and isinstance(more[0], str) and more[0].strip():
+        asked = f"{asked}\n\n{more[0]}"
     turns: list[Message] = []
-    for role, said in (("user", asked), ("assistant", answered)):
-        turns += [{"role": role, "content": said}] if isinstance(said, str) else _messages(said, "")
+    for role, name, said in zip(("user", "assistant"), names, (asked, answered), strict=False):
+        turns += (
+            [{"role": role, "content": said}] if isinstance(said, str) else _messages(said, name)
+        )
     return turns
 
 

@@ -140,7 +140,7 @@ def _readables(source: Mapping[str, Any], base: Path, template: Template | None)
     dataset, config, split, revision = (
         source[key] for key in ("dataset", "config", "split", "revision")
     )
-    return [HubDataset(dataset, config, split, revision, choice)]
+    return [HubDataset(dataset, config, split or "train", revision, choice)]
 
 
 def _file_of_rows(path: Path, name: str, choice: Choice) -> Readable:

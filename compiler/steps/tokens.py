@@ -106,7 +106,16 @@ def _documents(params: Mapping[str, Any], context: Context, tally: sources.Tally
     # Published texts are all rows joined, the empty ones too.
     all_rows = order is None and source.get("join") is not None
     return OwnDocuments(
-        sources.documents(source, order, context.base, tally=tally, keep_empty=all_rows),
+        sources.documents(
+            source,
+            order,
+            context.base,
+            template=lambda messages: str(
+                context.tokenizer.apply_chat_template(messages, tokenize=False)
+            ),
+            tally=tally,
+            keep_empty=all_rows,
+        ),
         sources.file_bytes(source, context.base),
         holdout=source.get("holdout"),
         judges=params["judges"],

@@ -32,7 +32,30 @@ NO_SEARCH = "search=null"
             ["recover={kind: blockwise, held_out: {kind: python_stdlib, split: calibration}}"],
             'recover.held_out.split is "calibration", which recover reads too',
         ),
-        (["validate.perplexity.source={kind: self}"], "must be python_stdlib, text, jsonl or hub"),
+        (
+            ["validate.perplexity.source={kind: self}"],
+            "must be python_stdlib, text, jsonl, chat or hub",
+        ),
+        (["calibration.source={kind: chat}"], "dataset is not given, and neither is files"),
+        (
+            ["calibration.source={kind: chat, files: [quickstart.yaml], dataset: org/name}"],
+            "dataset is given beside files",
+        ),
+        (
+            ["calibration.source={kind: chat, files: [quickstart.yaml], split: test}"],
+            "split is legal only with a dataset of the hub",
+        ),
+        (
+            ["calibration.source={kind: chat, dataset: 'a b'}"],
+            "must be the id of a hub dataset",
+        ),
+        (
+            [
+                "calibration.source={kind: chat, dataset: org/name}",
+                "validate.perplexity.source={kind: hub, dataset: org/name}",
+            ],
+            "reads org/name (train), as calibration does",
+        ),
         (
             [
                 "calibration.source={kind: mix, parts: {a: {source: {kind: self}, weight: 0}, "

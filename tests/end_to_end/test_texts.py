@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from prunec.compiler.calibration.sources import SourceError
 from prunec.compiler.diagnostics import RecipeProblemError, UserError
@@ -297,3 +299,39 @@ def test_a_report_says_how_a_text_was_read(
         r"beginning on, each begun with .?<s",
         text,
     )
+
+
+# --- conversations --------------------------------------------------------------------------------
+
+CHAT = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}</s>"
+
+
+def _chats(folder: Path) -> dict[str, Any]:
+    rows = [
+        {"messages": [{"role": role, "content": f"{role} {n}"} for role in ("user", "assistant")]}
+        for n in range(400)
+    ]
+    (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return {"source": {"kind": "chat", "files": ["chats.jsonl"]}}
+
+
+def test_conversations_are_read_as_the_chat_template_writes_them(
+    ask: Callable[..., Path], begins: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(begins, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(CHAT, "utf-8")
+    ids = drawn(ask(model, calibration=_chats(tmp_path)))["calibration-tokens"]
+    tokenizer = AutoTokenizer.from_pretrained(str(model))
+    # What windows begin with is not doubled, and nothing but the template ends a conversation.
+    assert (ids[:, 0] == BOS).all() and not ((ids[:, :-1] == BOS) & (ids[:, 1:] == BOS)).any()
+    assert not ((ids[:, :-1] == END) & (ids[:, 1:] == END)).any() and (ids == END).any()
+    text = tokenizer.decode(ids[0, 1:].tolist())
+    assert "assistant: " in text and "user" in text
+
+
+def test_conversations_take_a_model_with_a_chat_template(
+    ask: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeProblemError, match="has no chat template") as caught:
+        planned(ask(calibration=_chats(tmp_path)))
+    assert "chat_template.jinja" in (caught.value.hint or "")
