@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from prunec import recipes
 from prunec.validators import tasks
@@ -24,6 +26,7 @@ from prunec.validators.tasks import (
     compare,
     evaluate,
 )
+from tests.conftest import make_model
 
 pytestmark = pytest.mark.skipif(
     not find_spec("lm_eval"), reason="lm-eval is not installed: make setup"
@@ -348,6 +351,30 @@ def test_what_cannot_be_compared_is_an_error() -> None:
     assert (
         error(right, _score([1.0, 0.0], digest="other")) == "the models were given different items"
     )
+
+
+def test_items_begin_as_the_models_own_tokenizer_begins_a_text(tmp_path: Path) -> None:
+    """As windows of text do; lm-eval has put a BOS token before those of some models by itself."""
+    from prunec.validators.task_run import _open
+
+    folder = make_model(tmp_path, model_type="gemma2", layers=1)
+    request = {
+        "folder": str(folder),
+        "backend": "hf",
+        "dtype": "float32",
+        "max_length": None,
+        "trust_remote_code": False,
+        "batch_size": 1,
+    }
+    plain = _open(request)[0].tok_encode("def self")
+    file = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file))
+    assert plain == tokenizer.encode("def self").ids and plain[0] != 1
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    tokenizer.save(str(file))
+    assert _open(request)[0].tok_encode("def self") == [1, *plain]
 
 
 def test_scores_survive_json() -> None:
