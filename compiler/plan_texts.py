@@ -169,15 +169,17 @@ def _placed(texts: Sequence[Text]) -> dict[str, dict[str, Any]]:
         readers: dict[str, list[Text]] = {}
         for text in sharing:
             readers.setdefault(text.reader, []).append(text)
-        before = 0
+        # By the first text of each reader: how much a recovery reads moves nothing that was
+        # calibrated on, so that a build with another recovery goes on from that.
+        shares, before = [each[0].tokens for each in readers.values()], 0
         for own, reading in enumerate(readers.values()):
+            deal = {"deal": {"shares": shares, "own": own}} if len(shares) > 1 else {}
             for text in reading:
-                place: dict[str, Any] = {"seed": sharing[0].seed, "skip": before}
-                if not isinstance(source, SelfSource):
-                    place = {"seed": text.seed, "order": sharing[0].seed, "total": text.windows}
-                    if len(readers) > 1:
-                        shares = [max(t.tokens for t in each) for each in readers.values()]
-                        place["deal"] = {"shares": shares, "own": own}
+                place: dict[str, Any] = {"seed": text.seed}
+                if isinstance(source, SelfSource):
+                    place |= {"skip": before}
+                else:
+                    place |= {"order": sharing[0].seed, "total": text.windows} | deal
                 for draw in text.draws:
                     cut = {"cut_from": text.unit} if draw.length < text.unit else {}
                     placed[draw.name] = place | cut
@@ -189,7 +191,7 @@ def _key(source: FittingSource) -> str:
     return source.model_dump_json()
 
 
-def _add(steps: PlanBuilder, base: Path, text: Text, draw: Draw, place: dict[str, int]) -> None:
+def _add(steps: PlanBuilder, base: Path, text: Text, draw: Draw, place: dict[str, Any]) -> None:
     data, source = plain_source(text.source, base), text.source
     shape = {"windows": draw.windows, "length": draw.length, "bos": text.bos}
     disk_bytes = 8 * draw.windows * draw.length

@@ -210,6 +210,18 @@ def test_no_document_serves_two_purposes(
         assert not one & other
 
 
+def test_how_much_a_recovery_reads_changes_nothing_that_was_calibrated_on(
+    ask: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = _rows(tmp_path)
+    found = []
+    for tokens in (512, 2048):
+        recover = RECOVER | {"tokens": tokens}
+        *_, plan = planned(ask(calibration={"source": rows}, recover=recover))
+        found.append(plan.step("calibration-tokens").fingerprint)
+    assert found[0] == found[1]
+
+
 def test_what_is_held_out_stays_so_whatever_else_a_recipe_says(
     ask: Callable[..., Path], begins: Path, tmp_path: Path
 ) -> None:
