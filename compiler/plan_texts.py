@@ -18,6 +18,7 @@ from prunec.compiler.estimates_artefact import generation
 from prunec.compiler.model.bos import lacks_bos
 from prunec.compiler.model.chat_template import has_chat_template
 from prunec.compiler.model.errors import ModelError
+from prunec.compiler.model.special_ids import lacks_end, no_end_of_text
 from prunec.compiler.plan_builder import PlanBuilder
 from prunec.compiler.recipe import ChatSource, FittingSource, MixedSource, SelfSource
 
@@ -98,12 +99,15 @@ def add_texts(steps: PlanBuilder, base: Path, texts: Sequence[Text]) -> None:
 def _check_windows(steps: PlanBuilder, text: Text) -> None:
     """What can be known of windows without any text: how they begin, and how long they may be."""
     section = text.key.partition(".source")[0]
-    if text.bos == "always" and steps.folder:
+    if steps.folder:
         try:
-            lacking = lacks_bos(steps.folder)
+            no_end = lacks_end(steps.facts.config, steps.folder)
+            no_bos = text.bos == "always" and lacks_bos(steps.folder)
         except ModelError as error:
             raise RecipeProblemError("model.source", error.message, error.hint) from None
-        if lacking:
+        if no_end:
+            raise RecipeProblemError("model.source", *no_end_of_text(steps.folder))
+        if no_bos:
             raise RecipeProblemError(
                 f"{section}.bos",
                 f"{section}.bos is always, and the tokenizer in {steps.folder} has no BOS token",

@@ -58,6 +58,26 @@ def token_ids(value: object) -> list[int]:
     return [n for n in values if isinstance(n, int) and not isinstance(n, bool) and n >= 0]
 
 
+def lacks_end(config: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a model's files show that nothing says how a text ends. False where they do not tell:
+    most of transformers' classes of tokenizers have an end of their own."""
+    generation = generation_config(folder)
+    if settle_special_ids(config, generation, bos=None, eos=None, pad=None).ends:
+        return False
+    path = folder / "tokenizer_config.json"
+    named = str(read_json(path).get("tokenizer_class")) if path.is_file() else ""
+    plain = named.removesuffix("Fast") in ("PreTrainedTokenizer", "TokenizersBackend")
+    return plain and "eos_token" not in read_tokenizer(folder).special
+
+
+def no_end_of_text(folder: Path) -> tuple[str, str]:
+    """What is said of such a model, and what would help."""
+    return (
+        f"nothing in {folder} says which token ends a text",
+        "name it in tokenizer_config.json (eos_token) or config.json (eos_token_id)",
+    )
+
+
 def generation_config(folder: Path) -> dict[str, Any]:
     """A model's generation_config.json, empty where there is none. ModelError if it is damaged."""
     return read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}

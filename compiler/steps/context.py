@@ -24,6 +24,7 @@ from prunec.compiler.model.special_ids import (
     SpecialIds,
     check_ids,
     generation_config,
+    no_end_of_text,
     settle_special_ids,
 )
 from prunec.compiler.passes.workers import ALONE, Workers
@@ -116,10 +117,7 @@ class Context:
         """What is put between documents. BuildError, ModelError where there is no such token."""
         end = self.special_ids.end
         if end is None:
-            raise BuildError(
-                f"nothing in {self.folder} says which token ends a text",
-                hint="name it in tokenizer_config.json (eos_token) or config.json (eos_token_id)",
-            )
+            raise BuildError(*no_end_of_text(self.folder))
         self.check_ids([end])
         return end
 

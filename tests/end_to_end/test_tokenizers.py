@@ -71,12 +71,18 @@ def test_documents_end_as_the_configs_say_where_the_tokenizer_names_no_end(
     assert 7 in ids and 2 not in ids
 
 
-def test_a_text_without_an_end_is_refused(build: Run, model: Path) -> None:
-    (model / "tokenizer_config.json").unlink()
+@pytest.mark.parametrize(
+    ("tokenizer_class", "exit_code"),
+    [("PreTrainedTokenizerFast", 2), (None, 3)],  # plan knows what the first makes of it
+)
+def test_a_text_without_an_end_is_refused(
+    tokenizer_class: str | None, exit_code: int, build: Run, model: Path
+) -> None:
+    edit(model / "tokenizer_config.json", eos_token=None, tokenizer_class=tokenizer_class)
     for file in ("config.json", "generation_config.json"):
         edit(model / file, eos_token_id=None)
     done = build()
-    assert done.returncode == 3 and "says which token ends a text" in done.stderr
+    assert done.returncode == exit_code and "says which token ends a text" in done.stderr
 
 
 def add_token(model: Path, token: str) -> int:
