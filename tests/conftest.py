@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import textwrap
@@ -17,16 +18,32 @@ from hypothesis import settings
 
 from tests.published_configs import PUBLISHED
 
-# Fresh random numbers in every run, the same in all its processes; set it to see a failure again.
-os.environ.setdefault("PRUNEC_TEST_SEED", str(int.from_bytes(os.urandom(4), "big")))
+# The same random numbers in every run; another seed, or `random`, draws others (CONTRIBUTING.md).
+os.environ.setdefault("PRUNEC_TEST_SEED", "0")
+if os.environ["PRUNEC_TEST_SEED"] == "random":  # one number for all processes of this run
+    os.environ["PRUNEC_TEST_SEED"] = str(int.from_bytes(os.urandom(4), "big"))
 
 # Files of tests run side by side, see the Makefile: each on a core of its own.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Machines that run tests are busy: how long an example takes says nothing.
-settings.register_profile("unhurried", deadline=None)
-settings.load_profile("unhurried")
+# And a test that passes has to pass again: what is drawn follows from the test alone.
+settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+# More of it, and anew: `--hypothesis-profile=fresh`.
+settings.register_profile("fresh", deadline=None, max_examples=1000)
+settings.load_profile("tests")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test draws without a generator of its own does not hang on the tests before it."""
+    seed = int(os.environ["PRUNEC_TEST_SEED"])
+    random.seed(seed)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
 
 
 #: What is special about a family: windows shorter than the text, scalings, normed scores.
@@ -123,13 +140,19 @@ def make_published(folder: Path, config: dict[str, Any], seed: int = 0) -> Path:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`make_model` without its folder. Equal options give the same folder: do not write to it."""
-    made: dict[str, Path] = {}
+    made: dict[str, tuple[Path, dict[str, int]]] = {}
+
+    def written(folder: Path) -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
     def make(**options: Any) -> Path:
         key = repr(sorted(options.items()))
         if key not in made:
-            made[key] = make_model(tmp_path_factory.mktemp("model"), **options)
-        return made[key]
+            folder = make_model(tmp_path_factory.mktemp("model"), **options)
+            made[key] = folder, written(folder)
+        folder, then = made[key]
+        assert written(folder) == then, "an earlier test has written to the model that all share"
+        return folder
 
     return make
 

@@ -116,30 +116,27 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
             if size < 8 or length > size - 8:
                 raise ValidationError(damaged)
             entries = json.loads(file.read(length))
+        if not isinstance(entries, dict):
+            raise ValueError("its header is no JSON object")
         entries.pop("__metadata__", None)
-        headers = {
-            name: TensorHeader(
-                str(entry["dtype"]),
-                _shape(entry["shape"]),
-                path.name,
-                8 + length + entry["data_offsets"][0],
-            )
-            for name, entry in entries.items()
-        }
-        spans = sorted(tuple(entry["data_offsets"]) for entry in entries.values())
+        headers, spans = {}, []
+        for name, entry in entries.items():
+            dtype, shape, begin, stop = _entry(name, entry)
+            headers[name] = TensorHeader(dtype, shape, path.name, 8 + length + begin)
+            spans.append((begin, stop))
+            known = headers[name].bytes_per_value
+            if known and stop - begin != headers[name].parameters * known:
+                raise ValueError(f"{_short(name)} has another size than its shape says")
         end = 0
-        for begin, stop in spans:  # the format allows neither gaps nor overlaps
-            if begin != end or stop < begin:
-                raise ValidationError(damaged)
+        for begin, stop in sorted(spans):  # the format allows neither gaps nor overlaps
+            if begin != end:
+                raise ValueError("its tensors overlap or leave gaps")
             end = stop
-        for name, header in headers.items():
-            begin, stop = entries[name]["data_offsets"]
-            expected = header.parameters * header.bytes_per_value
-            if header.bytes_per_value and stop - begin != expected:
-                raise ValidationError(damaged)
     except FileNotFoundError:
         raise ValidationError(f"{path} is missing") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise ValidationError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise ValidationError(f"{damaged}: {error}") from None
     if size != 8 + length + end:
         raise ValidationError(
@@ -161,7 +158,26 @@ def value_blocks(folder: Path, tensor: TensorHeader) -> Iterator[bytes]:
         raise ValidationError(f"{folder / tensor.file} cannot be read: {error}") from None
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
-        raise ValueError(f"{value!r} is not a shape")
-    return tuple(value)
+def _entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """A tensor's dtype, its shape and where its values begin and end. ValueError if a header's
+    entry does not say."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{_short(name)} is described by no JSON object")
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str):
+        raise ValueError(f"{_short(name)} has no dtype")
+    if not _counts(shape):
+        raise ValueError(f"{_short(name)} has no shape")
+    if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise ValueError(f"{_short(name)} has no data_offsets that say where it begins and ends")
+    return dtype, tuple(shape), offsets[0], offsets[1]
+
+
+def _counts(value: Any) -> bool:
+    """Whether something of JSON is a list of whole numbers from 0 on; true and false are none."""
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+
+
+def _short(name: str) -> str:
+    """A tensor's name as it stands in a sentence."""
+    return repr(name)[:80]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 import re
 import struct
 from collections.abc import Iterator
@@ -32,8 +31,6 @@ _OTHERS = (
     ),
 )
 _BLOCK = 2**22  # bytes of a tensor that are looked at together
-# What reading a header raises when it is not one: bad JSON, or JSON of another structure.
-_DAMAGE = (ValueError, RecursionError, TypeError, KeyError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +142,18 @@ def read_header(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
     try:
         header = json.loads(content)
+        if not isinstance(header, dict):
+            raise ValueError("it is no JSON object")
         header.pop("__metadata__", None)
         spans = sorted(_span(name, entry) for name, entry in header.items())
-    except _DAMAGE as error:
+    except (ValueError, RecursionError) as error:  # a ValueError is bad JSON or bad UTF-8, too
         raise ModelError(f"{path} has a damaged header: {_brief(error)}") from None
     promised = 8 + length + max((end for _, end in spans), default=0)
     if size != promised:
         raise ModelError(f"{path} is {size:,} bytes; its header promises {promised:,}")
     if any(begin != end for (_, end), (begin, _) in pairwise([(0, 0), *spans])):
         raise ModelError(f"{path} has a damaged header: its tensors overlap or leave gaps")
-    return dict(header)
+    return header
 
 
 def value_blocks(path: Path, name: str) -> Iterator[bytes]:
@@ -170,15 +169,23 @@ def value_blocks(path: Path, name: str) -> Iterator[bytes]:
 
 
 def _span(name: str, entry: Any) -> tuple[int, int]:
-    """Where a tensor begins and ends. ValueError, or another of _DAMAGE, if that cannot be."""
-    begin, end = map(operator.index, entry["data_offsets"])
-    dtype, shape = entry["dtype"], [operator.index(length) for length in entry["shape"]]
-    known = isinstance(dtype, str) and _DTYPE.fullmatch(dtype) and len(shape) <= _MOST_AXES
-    if not known or min(begin, end - begin, *shape, 0) < 0:
-        raise ValueError(f"{name!r} is no tensor")
+    """Where a tensor begins and ends. ValueError if that cannot be."""
+    told = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = told.get("dtype"), told.get("shape"), told.get("data_offsets")
+    if not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype):
+        raise ValueError(f"{name!r} has no dtype")
+    if not _are_lengths(shape) or len(shape) > _MOST_AXES:
+        raise ValueError(f"{name!r} has no shape")
+    if not _are_lengths(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise ValueError(f"{name!r} has no data_offsets that say where it begins and ends")
+    begin, end = offsets
     if dtype in _BITS and (end - begin) * 8 != math.prod(shape) * _BITS[dtype]:
         raise ValueError(f"{name!r} has another size than its shape says")
     return begin, end
+
+
+def _are_lengths(value: Any) -> bool:
+    return isinstance(value, list) and all(type(length) is int and length >= 0 for length in value)
 
 
 def _brief(error: Exception) -> str:

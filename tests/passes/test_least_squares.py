@@ -198,7 +198,7 @@ def test_an_inverse_is_made_of_a_factor_block_by_block(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(least_squares, "_BLOCK", 4)
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(size)
     rows = rng.standard_normal((2 * size, size)) * np.exp(rng.standard_normal(size))
     gram = rows.T @ rows
     inverse = invert(cholesky(torch.from_numpy(gram))).numpy()

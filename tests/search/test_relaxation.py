@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -181,8 +182,9 @@ def test_a_blend_of_solutions_is_as_bad_as_they_are_on_average() -> None:
     assert blend(probabilities).sum() == pytest.approx(1)
 
 
-def test_neurons_that_do_nothing_go_first(tiny_llama: Callable[..., Path]) -> None:
-    folder = tiny_llama(layers=LAYERS, hidden=32, head_dim=DIM, ffn=FFN)
+def test_neurons_that_do_nothing_go_first(tiny_llama: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama(layers=LAYERS, hidden=32, head_dim=DIM, ffn=FFN), folder)
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.1.mlp.down_proj.weight"].zero_()
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
