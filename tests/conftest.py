@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
 
 from tests.published_configs import PUBLISHED
 
@@ -33,6 +34,8 @@ settings.register_profile("tests", deadline=None, derandomize=True, database=Non
 # More of it, and anew: `--hypothesis-profile=fresh`.
 settings.register_profile("fresh", deadline=None, max_examples=1000)
 settings.load_profile("tests")
+# Hypothesis also tries constants that it finds in the modules that happen to be loaded by then.
+vars(providers)["_get_local_constants"] = providers.Constants
 
 
 @pytest.hookimpl(tryfirst=True)

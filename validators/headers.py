@@ -13,10 +13,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from prunec.validators.errors import ValidationError
-from prunec.validators.units import printable
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -74,8 +73,7 @@ def weight_files(folder: Path) -> dict[str, frozenset[str] | None]:
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or Path(name).name != name or not name.isprintable():
             raise ValidationError(
-                f"{folder / _INDEX} places {printable(tensor)[:200]} outside its folder: "
-                f"{repr(name)[:200]}"
+                f"{folder / _INDEX} places {_short(tensor)} outside its folder: {repr(name)[:200]}"
             )
         placed.setdefault(name, set()).add(tensor)
     if (folder / _SINGLE).exists() and _SINGLE not in placed:  # tools differ in what they read
@@ -163,7 +161,7 @@ def _entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     entry does not say."""
     if not isinstance(entry, dict):
         raise ValueError(f"{_short(name)} is described by no JSON object")
-    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str):
         raise ValueError(f"{_short(name)} has no dtype")
     if not _counts(shape):
@@ -173,7 +171,7 @@ def _entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     return dtype, tuple(shape), offsets[0], offsets[1]
 
 
-def _counts(value: Any) -> bool:
+def _counts(value: Any) -> TypeGuard[list[int]]:
     """Whether something of JSON is a list of whole numbers from 0 on; true and false are none."""
     return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from prunec.compiler.model.errors import ModelError
 
@@ -184,7 +184,7 @@ def _span(name: str, entry: Any) -> tuple[int, int]:
     return begin, end
 
 
-def _are_lengths(value: Any) -> bool:
+def _are_lengths(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(length) is int and length >= 0 for length in value)
 
 

@@ -102,10 +102,20 @@ def test_any_json_as_a_header_is_read_or_refused(
         assert "\n" not in error.message
 
 
+def test_an_index_that_leaves_its_folder_is_told_on_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a\\nb": "../x"}}')
+    message = _refused(tmp_path, validators_headers.weight_files, ValidationError)
+    assert "places 'a\\nb' outside its folder: '../x'" in message
+
+
 @pytest.mark.parametrize(("read", "refusal"), READERS)
 def test_a_sound_header_is_read(
     tmp_path: Path, read: Callable[[Path], Any], refusal: type[Any]
 ) -> None:
-    header = {"__metadata__": {"format": "pt"}, "weight": GOOD, "none": GOOD | {"shape": [0]}}
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "pt"},
+        "weight": GOOD,
+        "none": GOOD | {"shape": [0]},
+    }
     header["none"] |= {"data_offsets": [8, 8]}
     assert list(read(_write(tmp_path / "x.safetensors", header))) == ["weight", "none"]
