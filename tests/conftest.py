@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
 from tests.published_configs import PUBLISHED
 
@@ -35,7 +36,7 @@ settings.register_profile("tests", deadline=None, derandomize=True, database=Non
 settings.register_profile("fresh", deadline=None, max_examples=1000)
 settings.load_profile("tests")
 # Hypothesis also tries constants that it finds in the modules that happen to be loaded by then.
-vars(providers)["_get_local_constants"] = providers.Constants
+vars(providers)["_get_local_constants"] = Constants
 
 
 @pytest.hookimpl(tryfirst=True)
