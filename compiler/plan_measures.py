@@ -17,7 +17,7 @@ from prunec.compiler.estimates import Windows
 from prunec.compiler.estimates_artefact import answers, elsewhere, graph, measurement
 from prunec.compiler.estimates_search import distribution_bytes
 from prunec.compiler.model.census import listed, unused_tensors
-from prunec.compiler.model.chat_template import has_chat_template
+from prunec.compiler.model.chat_template import chat_template_problem
 from prunec.compiler.model.layout import dense_layout
 from prunec.compiler.plan import Step, digest
 from prunec.compiler.plan_builder import PlanBuilder
@@ -149,13 +149,15 @@ def _add_tasks(
 ) -> None:
     if (tasks := validation.tasks) is None:
         return
-    if tasks.chat_template and steps.folder and not has_chat_template(steps.folder):
-        raise RecipeProblemError(
-            "validate.tasks.chat_template",
-            f"validate.tasks.chat_template is true, and the tokenizer in {steps.folder} has no "
-            "chat template",
-            hint="leave it out, or add the model's chat_template.jinja",
-        )
+    if tasks.chat_template and steps.folder:
+        problem = chat_template_problem(steps.folder, steps.facts.vocab_size)
+        if problem:
+            raise RecipeProblemError(
+                "validate.tasks.chat_template",
+                f"validate.tasks.chat_template is true, and the tokenizer in {steps.folder} "
+                f"{problem[0]}",
+                hint=problem[1],
+            )
     folders = [recipes.folder() / "tasks", *tasks.include]
     files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
     settings: dict[str, Any] = steps.model | {

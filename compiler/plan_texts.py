@@ -16,7 +16,7 @@ from prunec.compiler.diagnostics import RecipeProblemError
 from prunec.compiler.estimates import Windows, light
 from prunec.compiler.estimates_artefact import generation
 from prunec.compiler.model.bos import lacks_bos
-from prunec.compiler.model.chat_template import has_chat_template
+from prunec.compiler.model.chat_template import chat_template_problem
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.special_ids import lacks_end, no_end_of_text
 from prunec.compiler.plan_builder import PlanBuilder
@@ -228,11 +228,13 @@ def _add(steps: PlanBuilder, base: Path, text: Text, draw: Draw, place: dict[str
 
 
 def _check_template(steps: PlanBuilder, source: FittingSource, text: Text) -> None:
-    if isinstance(source, ChatSource) and steps.folder and not has_chat_template(steps.folder):
+    if not isinstance(source, ChatSource) or not steps.folder:
+        return
+    if problem := chat_template_problem(steps.folder, steps.facts.vocab_size):
         raise RecipeProblemError(
             text.key,
-            f"{text.key} is chat, and the tokenizer in {steps.folder} has no chat template",
-            hint="add the model's chat_template.jinja, or give plain text",
+            f"{text.key} is chat, and the tokenizer in {steps.folder} {problem[0]}",
+            hint=problem[1],
         )
 
 

@@ -134,3 +134,27 @@ def test_what_a_tokenizers_files_say_is_told_by_plan(
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     refused = prunec(*plan)
     assert refused.returncode == 2 and "hint: pip install sentencepiece" in refused.stderr
+
+
+TURNS = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+#: What a template is asked for, as a recipe says it.
+TEMPLATED = {
+    "calibration": "calibration.source={kind: chat, files: [chat.jsonl]}",
+    "tasks": "validate.tasks={names: [x], chat_template: true}",
+}
+
+
+@pytest.mark.parametrize("asked", TEMPLATED)
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_chat_template_that_writes_tokens_beyond_the_vocabulary_is_refused_by_plan(
+    file: str, asked: str, grown: Path, recipe: Path, prunec: Run
+) -> None:
+    (recipe.parent / "chat.jsonl").write_text('{"messages": []}')
+    if file == "chat_template.jinja":
+        (grown / file).write_text(TURNS)
+    else:
+        edit(grown / file, chat_template=[{"name": "default", "template": TURNS}])
+    plan = ("plan", recipe, *UNIFORM, "--set", TEMPLATED[asked], "--set")
+    refused = prunec(*plan, f"model.source={grown}")
+    assert refused.returncode == 2
+    assert "has a chat template that writes '<|im_end|>' (id " in refused.stderr
