@@ -36,7 +36,7 @@ VERSIONS = {
     "published-layers": 1,
     "distributions": 1,
     "recover": 1,
-    "export": 4,
+    "export": 5,
     "artefact": 1,
     "measure": 3,
     "parity": 1,

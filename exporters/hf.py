@@ -39,8 +39,17 @@ from prunec.validators.manifest import CARD
 
 register()
 
-# Of the source's config.json: where it lay, what it was stored as, code that is not carried along.
-_DROPPED_KEYS = ("_name_or_path", "torch_dtype", "auto_map", "transformers_version")
+# Of the source's config.json: where it lay, what it was stored as, code that is not carried along,
+# kernels that another machine may not have.
+_DROPPED_KEYS = (
+    "_name_or_path",
+    "torch_dtype",
+    "auto_map",
+    "transformers_version",
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+)
 
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 

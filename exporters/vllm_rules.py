@@ -31,6 +31,12 @@ DECILM_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "qwen2": {"attention_bias": False, "qkv_bias": True},
 }
 
+#: The key of an MLP's activation, and the only one that vLLM's layers compute; elsewhere any is.
+_ACTIVATIONS: Mapping[str, tuple[str, str]] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "phi3"), ("hidden_act", "silu")),
+    "gemma2": ("hidden_activation", "gelu_pytorch_tanh"),
+}
+
 
 def attention_is_legal(
     facts: Facts,
@@ -83,6 +89,13 @@ def limits(
             f"vLLM has no layers of its own for {model_type}, so that it cannot be served with "
             "layers of different shapes; use target.layout: uniform"
         )
+    if model_type in _ACTIVATIONS:
+        key, known = _ACTIVATIONS[model_type]
+        if (given := facts.config.get(key, known)) != known:
+            return (
+                f"config.json has {key}: {repr(given)[:60]}, and vLLM's layers of {model_type} "
+                f"compute {known} alone; export hf or onnx"
+            )
     if not splits(ranks, facts.query_heads, facts.kv_heads, facts.ffn):
         return (
             f"tensor_parallel is {ranks}, which does not split even the dense model's "

@@ -47,6 +47,7 @@ class Decoder:
             with torch.device("meta"):  # a dense layer, to see that the config can be built
                 self._classes.model.decoder_layer(self._config, 0, 1, 1, 1)
             self._shell = shell(self.facts).to(device)
+            given_to_layers(self._shell, self._config, 2, dtype)  # and masks be made
         except Exception as error:  # of any kind: whatever a config.json may hold
             raise ModelError(f"config.json makes no model: {error}") from error
         # What every layer is given beside hidden states, by the length of the windows.

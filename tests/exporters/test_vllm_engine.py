@@ -22,7 +22,9 @@ from prunec.compiler.model.layout import LayerSelection, kv_bytes_per_token
 from prunec.compiler.model.surgery import slice_layer
 from prunec.exporters import exporter_for
 from prunec.exporters.artefact import Provenance
-from prunec.exporters.hf_rules import attention_is_legal
+from prunec.exporters.hf_rules import LayoutKind, attention_is_legal
+from tests.conftest import make_published
+from tests.published_configs import PUBLISHED
 
 MakeModel = Callable[..., Path]
 
@@ -96,13 +98,15 @@ UNEVEN = (LayerSelection((0, 1, 3), (0, 1), tuple(range(96)), query_groups=(2, 1
 STOCK = ("llama", "mistral", "qwen2")
 #: OLMo 2 comes last: the stand-in that vLLM has for it leaves its marks on transformers' classes.
 UNIFORMLY = (*FAMILIES, "olmo2")
+#: Published configs that leave the size of a head to the number of heads.
+BARE: dict[str, LayoutKind] = {"Qwen2.5": "uniform", "Phi-4": "per_layer"}
 
 
 def written(
     folder: Path,
     source: Path,
     selections: tuple[LayerSelection, ...],
-    layout_kind: str,
+    layout_kind: LayoutKind,
     **settings: Any,
 ) -> Path:
     facts = facts_from_folder(source)
@@ -110,8 +114,7 @@ def written(
     writer = exporter_for(SETTINGS | settings).load()
     folder.mkdir(parents=True)
     tensors = _pruned(source, selections)
-    kind: Any = layout_kind
-    args = (folder, source, facts, layout, kind, tensors, torch.float32)
+    args = (folder, source, facts, layout, layout_kind, tensors, torch.float32)
     writer.export(*args, provenance=PROVENANCE, max_shard_bytes=1 << 30)
     writer.verify(folder, layout, facts)
     return folder
@@ -153,6 +156,11 @@ def folders(tiny_llama: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> 
         )
     dense = tiny_llama(model_type="llama", layers=6, head_dim=32, **FAMILIES["llama"])
     found["uneven"] = written(root / "uneven", dense, UNEVEN, "per_layer", kind="hf")
+    for name, kind in BARE.items():
+        config = PUBLISHED[name] | {"hidden_size": 128, "num_hidden_layers": 6}
+        dense = make_published(root / name / "dense", config)
+        kept = UNIFORM if kind == "uniform" else PER_LAYER
+        found[name] = written(root / name / kind, dense, kept, kind)
     for model_type in STOCK:
         dense = tiny_llama(model_type=model_type, layers=6, head_dim=32, **FAMILIES[model_type])
         here = root / model_type
@@ -279,6 +287,13 @@ def test_a_uniform_model_answers_as_transformers_does(
     name = f"{model_type} uniform"
     # vLLM's stock Qwen2 reads no head_dim, and no windows of single layers.
     assert answers[name]["architecture"].startswith("Prunec") == (model_type == "qwen2")
+    assert_as(opened(folders[name]), answers[name])
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_a_model_that_was_published_without_head_dim_answers_as_transformers_does(
+    name: str, folders: dict[str, Path], answers: dict[str, Any]
+) -> None:
     assert_as(opened(folders[name]), answers[name])
 
 

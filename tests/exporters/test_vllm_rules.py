@@ -102,6 +102,7 @@ def test_every_export_has_a_say() -> None:
         ({"tensor_parallel": 8}, {}, "does not split even the dense model's 12 query heads, 6 KV"),
         ({}, {"model_type": "olmo2"}, "vLLM has no layers of its own for olmo2"),
         ({"dialect": "decilm"}, {"model_type": "qwen3"}, "decilm cannot compute qwen3; it can ll"),
+        ({}, {"hidden_act": "relu"}, "hidden_act: 'relu', and vLLM's layers of llama compute silu"),
     ],
 )
 def test_what_vllm_cannot_serve_is_refused_while_planning(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from prunec.compiler.model.checkpoint import Checkpoint
 from prunec.compiler.model.decoder import Decoder
+from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.families import FAMILIES
 from prunec.compiler.model.folder import facts_from_folder
 from prunec.compiler.model.layout import LayerSelection, dense_layout
@@ -139,6 +141,17 @@ def test_heads_of_every_published_config_can_be_cut(
     with torch.no_grad():
         expected = reference(ids).logits
     assert_close(_logits(decoder, ids, layers), expected)
+
+
+def test_a_config_whose_masks_cannot_be_made_is_refused_in_a_sentence(
+    published_model: Callable[..., Path],
+) -> None:
+    folder = published_model("Qwen2.5, today")
+    facts = facts_from_folder(folder)
+    slides = {**facts.config, "layer_types": ["full_attention"] * 4 + ["sliding_attention"]}
+    checkpoint = Checkpoint(folder, replace(facts, config=slides))
+    with pytest.raises(ModelError, match=r"config\.json makes no model: "):
+        Decoder(checkpoint, torch.float32, torch.device("cpu"))
 
 
 def test_a_bf16_forward_pass_is_the_one_of_transformers(tiny_llama: Callable[..., Path]) -> None:

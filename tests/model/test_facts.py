@@ -114,6 +114,12 @@ def test_a_published_config_gives_its_models_facts_and_stays_as_it_is(name: str)
     assert tensor_shapes(facts, dense_layout(facts)) == shapes
 
 
+def test_a_model_of_several_parts_is_refused_with_the_name_of_its_language_model() -> None:
+    with pytest.raises(ModelError, match="'gemma3' is not supported") as caught:
+        facts_from_config({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}})
+    assert "its language model is gemma3_text: save that alone" in str(caught.value.hint)
+
+
 def test_every_rope_that_transformers_computes_is_accepted() -> None:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

@@ -29,8 +29,12 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """The family of a config.json; ModelError for one that prunec cannot prune."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ModelError(
-            f"model type {repr(model_type)[:80]} is not supported",
-            hint=f"supported: {', '.join(sorted(FAMILIES))}",
-        )
+        hint = f"supported: {', '.join(sorted(FAMILIES))}"
+        inner = config.get("text_config")
+        part = inner.get("model_type") if isinstance(inner, Mapping) else None
+        if isinstance(part, str) and part in FAMILIES:
+            hint += (
+                f"; its language model is {part}: save that alone, with a config.json of its own"
+            )
+        raise ModelError(f"model type {repr(model_type)[:80]} is not supported", hint=hint)
     return FAMILIES[model_type]
