@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -18,6 +19,7 @@ from prunec.compiler.measured import (
     tasks_of,
     texts_of,
 )
+from prunec.compiler.model.headers import read_json
 from prunec.compiler.model.layout import (
     Layout,
     dense_layout,
@@ -73,7 +75,7 @@ def report_of(
         prunec_version=importlib.metadata.version("prunec"),
         recipe=name,
         method="given" if _given(made) else recipe.method.kind,
-        seed=recipe.calibration.seed if recipe.calibration else 0,
+        seed=recipe.calibration.seed if recipe.calibration else None,
         dense=_size(context, dense, _dense_bytes(context, made)),
         pruned=pruned,
         dense_layers=[spec.as_dict() for spec in dense],
@@ -101,7 +103,7 @@ def report_of(
         search=_search(context, done),
         tuning=_tuning(done),
         recovery=_recovery(done),
-        remote_code=recipe.target.layout == "per_layer",
+        remote_code="hf" in made and _brings_code(context.artefact(made["hf"])),
         artefacts={kind: _place(context, step) for kind, step in made.items()},
         versions={"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in _VERSIONED},
@@ -150,6 +152,11 @@ def _hardware(done: Mapping[str, FinishedStep]) -> Mapping[str, str]:
     """The machine that measured speed, at that time; without such a measurement, this one."""
     machines = [one.summary["hardware"] for one in done.values() if "hardware" in one.summary]
     return machines[0] if machines else hardware()
+
+
+def _brings_code(folder: Path) -> bool:
+    """Whether transformers asks for `trust_remote_code` to open a folder."""
+    return "auto_map" in read_json(folder / "config.json")
 
 
 def _place(context: Context, made: Step) -> str:

@@ -76,7 +76,7 @@ def _sizes(side: Side) -> _Numbers:
     report, weights = side.report, side.weights
     if known := (report.pruned if report else weights):
         yield "parameters", "parameters", Cell(count(known.parameters), known.parameters)
-        if report:
+        if report and report.counted:
             share = f"{report.sparsity:.1%}".replace("%", " %")
             yield "sparsity", "sparsity", Cell(share, report.sparsity)
         yield "bytes", "weight files", Cell(size(known.bytes), known.bytes)

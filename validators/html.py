@@ -74,7 +74,8 @@ class _Image:
 def html(report: Report) -> str:
     """The text of report.html, all its pictures inside."""
     word = verdict(report)
-    by = f" by {report.method}, seed {report.seed}" if report.method else ""
+    by = f" by {report.method}" if report.method not in ("", "given") else ""
+    by += f", seed {report.seed}" if by and report.seed is not None else ""
     return set_page(
         Page(
             title=f"{word.capitalize()}: {report.recipe} – prunec report",

@@ -100,8 +100,7 @@ def _labels(
     for point, _ in points:
         if not (every or point in front or point is result.best):
             continue
-        # matplotlib would read what stands between two dollar signs as mathematics.
-        text = point.name.replace("$", r"\$")
+        text = point.name
         place = places[point.label]
         if point is result.best:
             text = f"{text}: the best that passes" if axis is PARAMETERS else text

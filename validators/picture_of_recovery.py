@@ -109,7 +109,7 @@ def _loss(words: str) -> str:
     lines = words.rsplit(", ", 1)
     if max(map(len, lines)) > _LONGEST:
         lines = textwrap.wrap(words, _LONGEST, max_lines=2, placeholder="…")
-    return ",\n".join(lines).replace(",,", ",").replace("$", r"\$")
+    return ",\n".join(lines).replace(",,", ",")
 
 
 def _tokens(value: float) -> str:

@@ -259,5 +259,4 @@ def _value(trial: TrialResult) -> float:
 
 def _short(name: str) -> str:
     lines = textwrap.wrap(name, _LONGEST, max_lines=2, placeholder="…")
-    # matplotlib would read what stands between two dollar signs as mathematics.
-    return "\n".join(lines).replace("$", r"\$")
+    return "\n".join(lines)

@@ -185,6 +185,7 @@ class RecoveryResult:
 class Report:
     """Everything that report.json and report.md say.
 
+    `method` is `given` where nothing was made, only judged; `seed` None where nothing was drawn.
     `layers` and `dense_layers` hold one entry a layer: `query_heads`, `kv_heads`, `head_dim`,
     `ffn` (counts) and `attention`, `mlp` (whether there is one). `artefacts` maps a kind of
     export to its path relative to the build's folder. `remote_code`: the Hugging Face export
@@ -197,7 +198,7 @@ class Report:
     prunec_version: str
     recipe: str
     method: str
-    seed: int
+    seed: int | None
     dense: ModelSize
     pruned: ModelSize
     dense_layers: Sequence[Mapping[str, Any]]
@@ -226,6 +227,12 @@ class Report:
     def sparsity(self) -> float:
         """Share of the prunable parameters that is gone."""
         return 1 - self.pruned.prunable_parameters / self.dense.prunable_parameters
+
+    @property
+    def counted(self) -> bool:
+        """Whether the pruned model's projections could be told from each other: those of a
+        quantised checkpoint cannot."""
+        return bool(self.layers) or self.pruned.prunable_parameters > 0
 
     @property
     def passed(self) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from pathlib import PurePath
 
 from prunec.validators.blocks import (
     Block,
@@ -83,10 +84,14 @@ def cost(report: Report) -> Section:
         f"{duration(spent.seconds)}, {spent.token_forwards:,} token-forwards, "
         f"peak memory {size(spent.peak_rss_bytes)}."
     )
+    said: list[Block] = [Paragraph(text)]
+    if any(step.reused for step in spent.steps):
+        said.append(Paragraph("What was reused from earlier runs counts as it did then."))
     rows = [(s.name, duration(s.seconds), "reused" if s.reused else "") for s in spent.steps]
     columns = (Column("step"), Column("time", "number"), Column(""))
-    steps = (table("Steps of the build", columns, rows, sparse=True),) if rows else ()
-    return Section("Cost", (Paragraph(text), *steps))
+    if rows:
+        said.append(table("Steps of the build", columns, rows, sparse=True))
+    return Section("Cost", tuple(said))
 
 
 def places(report: Report) -> Section:
@@ -94,18 +99,21 @@ def places(report: Report) -> Section:
     if not report.artefacts:
         return Section("Where things are", (Paragraph("Nothing was exported."),))
     columns = (Column("export"), Column("path", "code"))
+    inside = not any(PurePath(path).is_absolute() for path in report.artefacts.values())
     said: list[Block] = [
-        Paragraph("Relative to the build's folder:"),
+        Paragraph("Relative to the build's folder:" if inside else "What was judged:"),
         table("Exports", columns, sorted(report.artefacts.items())),
     ]
     if folder := report.artefacts.get("hf"):
-        where = json.dumps(folder) + (", trust_remote_code=True" if report.remote_code else "")
+        where = json.dumps(folder, ensure_ascii=False)
+        where += ", trust_remote_code=True" if report.remote_code else ""
         code = (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f'model = AutoModelForCausalLM.from_pretrained({where}, dtype="auto")\n'
             f"tokenizer = AutoTokenizer.from_pretrained({where})"
         )
-        said.append(Code("To load it:", code, "python"))
+        label = "To load it, from the build's folder:" if inside else "To load it:"
+        said.append(Code(label, code, "python"))
     return Section("Where things are", tuple(said))
 
 

@@ -50,6 +50,8 @@ def comparison_table(report: Report) -> Table:
         ("weight files", size, dense.bytes, pruned.bytes),
         ("KV cache per token", size, dense.kv_bytes_per_token, pruned.kv_bytes_per_token),
     ):
+        if not after and not report.counted:
+            continue
         ratio = f"{after / before:.3f}" if before else ""
         rows.append((what, say(before), say(after), ratio))
     if found := report.perplexity:

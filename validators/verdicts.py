@@ -47,5 +47,9 @@ def headline(report: Report) -> str:
 
 def removed(report: Report) -> str:
     """How much smaller the model is."""
-    share = f"{report.sparsity:.1%}".replace("%", " %")
+    if not report.counted:
+        return "a model whose projections are not known one by one"
+    share = f"{abs(report.sparsity):.1%}".replace("%", " %")
+    if report.sparsity < 0:
+        return f"{share} more prunable parameters than the dense model"
     return f"{share} of the prunable parameters removed"

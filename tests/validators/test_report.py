@@ -13,15 +13,18 @@ import pytest
 from rich.console import Console
 
 from prunec.validators.gates import judge
+from prunec.validators.html import html
 from prunec.validators.markdown import markdown
 from prunec.validators.measurements import Estimate, PerplexityResult
 from prunec.validators.pictures import PICTURE_FILES
 from prunec.validators.report import (
     CompletionResult,
+    Cost,
     Divergence,
     Report,
     SearchPoint,
     SearchResult,
+    StepCost,
     SurrogateResult,
     append_step_summary,
     render_table,
@@ -285,3 +288,33 @@ def test_the_terminal_shows_what_was_measured_on_80_columns(full_report: Report)
         assert text in shown
     assert "inconclusive perplexity ratio on prose" in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_only_what_is_known_is_said(report: Report) -> None:
+    """Of builds, of models that others made, of methods that draw nothing."""
+    built, home = markdown(report), report.perplexity
+    assert home is not None
+    assert "To load it, from the build's folder:" in built
+    assert "counts as it did then" in built  # a step was reused
+    given = replace(
+        report,
+        method="given",
+        seed=None,
+        artefacts={"hf": "/models/other"},
+        remote_code=False,
+        elsewhere={"prose": home},
+        pruned=replace(report.pruned, prunable_parameters=6_488_064),
+        cost=Cost(0, 1.0, 1, (StepCost("a", 1.0, False),)),
+    )
+    text, page = markdown(given), html(given)
+    assert "Relative to the build" not in text and "from the build's folder" not in text
+    assert 'from_pretrained("/models/other", dtype="auto")' in text
+    assert "10.0 % more prunable parameters than the dense model" in text
+    assert "counts as it did then" not in text and "fitted to, the others are not" not in text
+    assert "by given" not in page and "seed" not in page.split("</header>")[0]
+    magnitude = html(replace(report, method="magnitude", seed=None)).split("</header>")[0]
+    assert "removed by magnitude." in magnitude
+    nothing = replace(given.pruned, prunable_parameters=0, kv_bytes_per_token=0)
+    quantised = markdown(replace(given, layers=[], dense_layers=[], pruned=nothing))
+    assert "projections are not known" in quantised
+    assert "100.0 %" not in quantised and "| prunable parameters" not in quantised
