@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -17,6 +17,8 @@ from prunec import recipes as shipped
 from prunec.compiler.annotations import github_annotations
 from prunec.compiler.diagnostics import BuildError, Diagnostic, UserError
 from prunec.compiler.interruptions import leaving_at_once, sentence, terminated_in_order
+from prunec.compiler.standard_streams import unfailing_streams, verdict_is_in
+from prunec.compiler.unexpected import told
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -190,6 +192,7 @@ def sweep(
     result = build_points(
         points, str(recipe), command, destination, Narrator(_stderr()), fresh=fresh
     )
+    verdict_is_in(destination)
     if as_json:
         _print_json(result.as_dict())
     else:
@@ -292,6 +295,7 @@ def inspect(
         artefact = open_artefact(folder)
     except ValidationError as error:
         raise UserError(Diagnostic(error.message, hint=error.hint)) from None
+    verdict_is_in(None)
     if as_json:
         _print_json(artefact.as_dict())
     else:
@@ -313,6 +317,7 @@ def verify(
 
     with Narrator(_stderr()).step("verify") as update:
         found = verify_command.verify(folder, verify_command.counting(update))
+    verdict_is_in(None)
     if as_json:
         _print_json(found.as_dict())
     else:
@@ -388,6 +393,11 @@ def recipes() -> None:
 def main() -> None:
     """The command. Exit codes: 0 passed, 1 a gate failed, 2 usage, 3 failure, 130 interrupted,
     143 terminated."""
+    with unfailing_streams():
+        _run()
+
+
+def _run() -> None:
     try:
         with terminated_in_order():
             app(standalone_mode=True)
@@ -397,12 +407,18 @@ def main() -> None:
         sys.stderr.write(github_annotations(error.diagnostics))
         sys.exit(UserError.exit_code)
     except BuildError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(BuildError.exit_code)
+        _fail(error)
     except SystemExit as left:
         # Typer has caught the KeyboardInterrupt, and says nothing.
         sys.stderr.write(sentence(left.code))
         raise
+    except Exception as error:  # Python's own exit code, 1, would read as a gate that failed
+        _fail(told(error))
+
+
+def _fail(error: BuildError) -> NoReturn:
+    sys.stderr.write(f"{error}\n")
+    sys.exit(BuildError.exit_code)
 
 
 def _carry_out(
@@ -413,6 +429,7 @@ def _carry_out(
     with leaving_at_once():
         from prunec.compiler import build_command
         from prunec.compiler.launcher import telling_of_lost_workers
+        from prunec.compiler.output_folder import REPORT
         from prunec.compiler.passes.workers import joined
         from prunec.compiler.progress import Narrator
         from prunec.compiler.store import Store
@@ -428,6 +445,7 @@ def _carry_out(
         report = build_command.run(
             planned, name, command, output, narrator, fresh=fresh, workers=workers
         )
+    verdict_is_in(output / REPORT)
     if as_json:
         _print_json(report.as_dict())
     else:
