@@ -90,7 +90,7 @@ def test_a_build_without_text_is_calibrated_on_what_the_model_writes(
 
     monkeypatch.setattr("prunec.compiler.steps.generate.write_windows", counted)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    with interrupt_at_write(2):  # the second batch's file
+    with interrupt_at_write(3):  # the model that is meant, two batches
         assert prunec("build", recipe, "--output", killed, *SELF, *UNIFORM).returncode == 130
     assert wrote == [12, 12]
     assert prunec("build", recipe, "--output", killed, *SELF, *UNIFORM).returncode == 0
