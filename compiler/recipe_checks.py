@@ -19,7 +19,7 @@ from pydantic import ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from prunec.compiler.calibration.tables import is_saved_dataset
-from prunec.compiler.diagnostics import quoted
+from prunec.compiler.diagnostics import quoted, shown
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -205,6 +205,13 @@ def fills_a_window(tokens: int, info: ValidationInfo) -> int:
     if window is not None and tokens < window:
         raise refusal(f"is {tokens}; it must be at least sequence_length ({window})")
     return tokens
+
+
+def number_or_all(tokens: object) -> object:
+    """Refuses what is neither a number of tokens nor `all`, in one sentence for both."""
+    if tokens == "all" or (isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0):
+        return tokens
+    raise refusal(f"is {shown(tokens)}; it must be a whole number of at least 1, or all")
 
 
 def _folder(info: ValidationInfo) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from prunec.compiler import recipe_checks
 from prunec.compiler.diagnostics import quoted
@@ -38,7 +38,9 @@ class TextCheck(Section):
         description="Where the text comes from; by default what calibration's source holds out.",
     )
     sequence_length: int = Field(default=256, ge=2, description="Tokens in one window of text.")
-    tokens: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+    tokens: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["all"], BeforeValidator(recipe_checks.number_or_all)
+    ] = Field(
         default=65_536,
         validate_default=True,
         description="Tokens scored in all, in windows drawn from the text; `all`: the whole text "
