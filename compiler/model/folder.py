@@ -9,7 +9,12 @@ from pathlib import Path
 from prunec.compiler.model.census import check_tensors
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.model.facts import Facts, facts_from_config
-from prunec.compiler.model.headers import check_inside, read_headers, read_json
+from prunec.compiler.model.headers import (
+    check_inside,
+    read_headers,
+    read_json,
+    refuse_other_weights,
+)
 
 ADAPTER = "adapter_config.json"
 
@@ -22,6 +27,8 @@ def facts_from_folder(folder: Path) -> Facts:
     tied to: the two are compared, up to where they differ.
     """
     check_no_adapter(folder)
+    if not (folder / "config.json").exists():
+        refuse_other_weights(folder)
     check_inside(folder, "config.json")
     facts = facts_from_config(read_json(folder / "config.json"))
     facts = replace(facts, tensors=read_headers(folder))

@@ -30,6 +30,7 @@ _OTHERS = (
         (".bin", ".pt", ".pth", ".ckpt", ".pkl"),
     ),
 )
+_SAVE = f"save the model with transformers' save_pretrained, which writes {SINGLE}"
 _BLOCK = 2**22  # bytes of a tensor that are looked at together
 
 
@@ -66,10 +67,8 @@ def shard_names(folder: Path) -> list[str]:
     if not names and single:
         names = [SINGLE]
     if not names:
-        raise ModelError(
-            _other_weights(folder),
-            hint="prunec reads safetensors only; save the model with save_pretrained first",
-        )
+        refuse_other_weights(folder)
+        raise ModelError(f"{folder} holds neither {SINGLE} nor {INDEX}", hint=_SAVE)
     present = {path.name for path in folder.iterdir() if path.is_file()}
     for name in names:
         if name not in present:
@@ -92,15 +91,16 @@ def indexed_names(folder: Path) -> list[str]:
     return names
 
 
-def _other_weights(folder: Path) -> str:
-    """What a folder without a checkpoint holds in its place."""
+def refuse_other_weights(folder: Path) -> None:
+    """ModelError for a folder that holds weights in other forms than a checkpoint of ours."""
+    if (folder / SINGLE).exists() or (folder / INDEX).exists():
+        return
     names = sorted(path.name for path in folder.iterdir())
     for what, suffixes in _OTHERS:
         found = [name for name in names if name.endswith(suffixes)]
         if found:
             count = f"{found[0]}, one of {len(found)}" if found[1:] else found[0]
-            return f"{folder} holds its weights {what.format(count)}"
-    return f"{folder} holds neither {SINGLE} nor {INDEX}"
+            raise ModelError(f"{folder} holds its weights {what.format(count)}", hint=_SAVE)
 
 
 def check_inside(folder: Path, name: str) -> None:

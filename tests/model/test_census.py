@@ -148,6 +148,8 @@ def test_weights_in_another_form_are_called_by_their_name(
     folder = copied()
     (folder / SINGLE).rename(folder / rename)
     assert says in refused(folder)[0]
+    (folder / "config.json").unlink()  # as GGUF files come
+    assert says in refused(folder)[0]
 
 
 def test_shards_without_an_index_are_refused(copied: Model) -> None:

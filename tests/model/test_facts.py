@@ -210,8 +210,9 @@ def test_a_config_that_is_no_json_object_is_refused(
 
 def test_a_folder_without_a_config_or_weights_is_refused(tmp_path: Path, folder: Path) -> None:
     assert "config.json is missing" in refused(tmp_path)
-    (folder / SINGLE).unlink()
-    assert "holds neither" in refused(folder)
+    (folder / "config.json").rename(tmp_path / "config.json")
+    assert "config.json is missing" in refused(folder)
+    assert "holds neither" in refused(tmp_path)
 
 
 @pytest.mark.parametrize(
