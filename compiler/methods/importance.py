@@ -49,6 +49,7 @@ def plan(steps: PlanBuilder, start: Layout) -> str:
         "aggregation": method.aggregation,
         "exponent": method.exponent,
         "damping": method.damping,
+        "by_part": False,
     }
     shape: dict[str, Any] = {"layout": plain(start)}
     if unlike:

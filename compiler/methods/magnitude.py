@@ -13,6 +13,7 @@ _SCORING = {
     "aggregation": "sum",
     "exponent": 1.0,
     "damping": 0.01,  # of no metric that is used
+    "by_part": False,
 }
 
 

@@ -32,17 +32,15 @@ _STATISTICS = "statistics"
 def resolve_by_importance(
     context: Context, step: Step, entry: Entry, progress: Progress, settings: Mapping[str, Any]
 ) -> Summary:
-    """settings: metrics, aggregation, exponent, damping, refit; dense_target where it refits;
-    allocation, spread, slope, bend and attention where neither `layout` is given nor a step plays
-    that role.
+    """settings: those of `Scoring`, refit; dense_target where it refits; allocation, spread, slope,
+    bend and attention where neither `layout` is given nor a step plays that role.
 
     Statistics come from the step in the role `statistics`, all its groups by their tokens; or, of
     several such steps, from the groups that `mixture` names: [role, number of the group, weight].
     """
     layout = _layout(context, step, settings)
-    scoring = Scoring(
-        settings["metrics"], settings["aggregation"], settings["exponent"], settings["damping"]
-    )
+    names = ("metrics", "aggregation", "exponent", "damping", "by_part")
+    scoring = Scoring(**{name: settings[name] for name in names})
     facts, selections = context.subject.facts, []
     steps = len(layout) * (2 if settings["refit"] else 1)
     for index, spec in enumerate(layout):

@@ -75,7 +75,11 @@ class OneShot:
         if not settings.metrics:
             return solved(self.facts, index, tensors, statistics, spec, settings)
         scoring = Scoring(
-            settings.metrics, settings.aggregation, settings.exponent, settings.damping
+            settings.metrics,
+            settings.aggregation,
+            settings.exponent,
+            settings.damping,
+            settings.by_part,
         )
         return prune_layer(
             self.facts,

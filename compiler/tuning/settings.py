@@ -29,7 +29,8 @@ class Settings:
     """Everything that a trial's result depends on beside the model and its text.
 
     metrics, aggregation, exponent and what follows are those of method `importance`, and without
-    metrics nothing is scored by them; damping and first_order are those of local problems.
+    metrics nothing is scored by them (by_part: as of `Scoring`); damping and first_order are those
+    of local problems.
     """
 
     calibration: CalibrationChoice
@@ -38,6 +39,7 @@ class Settings:
     metrics: Mapping[str, float] = field(default_factory=dict)
     aggregation: str = "sum"
     exponent: float = 1.0
+    by_part: bool = False
     allocation: str = "uniform"
     spread: float = 1.0
     slope: float = 0.0

@@ -147,6 +147,7 @@ class TuningSpace:
             metrics=self._metrics(point),
             aggregation=str(point.get("aggregation", self.aggregations[0])),
             exponent=float(point.get("exponent", self.exponents[0])),
+            by_part=self.faithful,
             allocation=allocation,
             spread=_chosen(point, "spread", 1.0) if allocation != "uniform" else 1.0,
             slope=_chosen(point, "slope", self.slope[0]),

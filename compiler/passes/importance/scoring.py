@@ -30,6 +30,8 @@ class Scoring:
         (that of the output or down projection alone). Parts that a metric says nothing of do not
         count.
     exponent: power that a metric's scores, over their mean, are raised to before they are mixed
+    by_part: metrics are mixed within each part, and what comes of it is aggregated (as AdaPruner is
+        published); otherwise each metric is aggregated by itself, and the units' scores are mixed
     damping: of metrics that invert a Gram matrix, relative to the mean of its diagonal
     """
 
@@ -37,6 +39,7 @@ class Scoring:
     aggregation: str = "sum"
     exponent: float = 1.0
     damping: float = 0.01
+    by_part: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,31 +60,47 @@ def score_layer(
 ) -> UnitScores:
     """Scores of a dense layer's units; `tensors` are the layer's, names relative to it.
 
-    Every metric is aggregated over the parts of a unit and divided by its mean over the sublayer's
-    units. ModelError where a score is no number, or what a metric needs was not collected.
+    Scores that are mixed are divided by their mean over the sublayer's units first. ModelError
+    where a score is no number, or what a metric needs was not collected.
     """
     attention, mlp = sublayers(facts, tensors, statistics, scoring.damping)
     return UnitScores(
-        heads=_mixed(attention, HEAD, facts.query_heads, scoring),
-        groups=_mixed(attention, GROUP, facts.kv_heads, scoring),
-        neurons=_mixed(mlp, NEURON, facts.ffn, scoring),
+        heads=_scores(attention, HEAD, facts.query_heads, scoring),
+        groups=_scores(attention, GROUP, facts.kv_heads, scoring),
+        neurons=_scores(mlp, NEURON, facts.ffn, scoring),
     )
 
 
-def _mixed(sublayer: Sublayer, parts: Sequence[Part], units: int, scoring: Scoring) -> Tensor:
+def _scores(sublayer: Sublayer, parts: Sequence[Part], units: int, scoring: Scoring) -> Tensor:
     """[units] float64."""
-    weights = {name: weight for name, weight in scoring.metrics.items() if weight > 0}
-    mixed = torch.zeros(units, dtype=torch.float64, device=sublayer.weights[sublayer.last].device)
-    for name, weight in weights.items():
-        found = [METRICS[name](sublayer, part, units) for part in parts]
-        scores = _aggregated([score for score in found if score is not None], scoring.aggregation)
-        mean = scores.mean()
+    names = [name for name, weight in scoring.metrics.items() if weight > 0]
+    found = {name: [METRICS[name](sublayer, part, units) for part in parts] for name in names}
+    if not scoring.by_part:
+        aggregated = {
+            name: _aggregated([s for s in scores if s is not None], scoring.aggregation)
+            for name, scores in found.items()
+        }
+        return _mixed(aggregated, scoring)
+    table = []
+    for number in range(len(parts)):
+        of_part = {name: scores[number] for name, scores in found.items()}
+        told = {name: scores for name, scores in of_part.items() if scores is not None}
+        if told:
+            table.append(_mixed(told, scoring))
+    return _aggregated(table, scoring.aggregation)
+
+
+def _mixed(scores: Mapping[str, Tensor], scoring: Scoring) -> Tensor:
+    """[units]: of several metrics' scores the mean by weight, each over its own mean and raised."""
+    total, mixed = sum(scoring.metrics[name] for name in scores), []
+    for name, values in scores.items():
+        mean = values.mean()
         if not torch.isfinite(mean):
             raise ModelError(f"{name} gives scores that are no numbers on the calibration text")
-        share = weight / sum(weights.values())
         # Where no unit is worth anything, all of them are worth the same.
-        mixed += share * (scores / mean.clamp(min=torch.finfo(mean.dtype).tiny)) ** scoring.exponent
-    return mixed
+        normed = values / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+        mixed.append(scoring.metrics[name] / total * normed**scoring.exponent)
+    return torch.stack(mixed).sum(dim=0)
 
 
 def _aggregated(scores: Sequence[Tensor], aggregation: str) -> Tensor:
