@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from prunec.validators import sections_of_quality
+from prunec.validators.blocks import Paragraph, Table
 from prunec.validators.gates import judge
 from prunec.validators.html import html
 from prunec.validators.markdown import markdown
@@ -318,3 +320,22 @@ def test_only_what_is_known_is_said(report: Report) -> None:
     quantised = markdown(replace(given, layers=[], dense_layers=[], pruned=nothing))
     assert "projections are not known" in quantised
     assert "100.0 %" not in quantised and "| prunable parameters" not in quantised
+
+
+def test_a_group_of_tasks_is_a_row_before_its_tasks_with_what_is_above_chance(
+    full_report: Report,
+) -> None:
+    leaf = full_report.tasks[0]
+    above = Estimate(0.44, 0.3, 0.6, 300, "items")
+    group = replace(
+        leaf, task="everything", tasks=("a", "b"), chance=0.25, recovery_above_chance=above
+    )
+    section = sections_of_quality.tasks(replace(full_report, tasks=(group, leaf)))
+    assert section is not None
+    [made] = [block for block in section.blocks if isinstance(block, Table)]
+    assert [row[0] for row in made.rows] == ["everything (2 tasks)", "python_names"]
+    place = [column.title for column in made.columns].index("above chance")
+    assert [row[place] for row in made.rows] == ["0.440", ""]
+    said = " ".join(block.text for block in section.blocks if isinstance(block, Paragraph))
+    assert "The row of a group is of the items of all its tasks together." in said
+    assert "what guessing among the choices scores" in said
