@@ -28,6 +28,7 @@ from prunec.compiler.model.facts import facts_from_config
 from prunec.compiler.model.folder import facts_from_folder
 from prunec.compiler.model.headers import INDEX, SINGLE
 from prunec.compiler.model.layout import dense_layout, tensor_shapes
+from prunec.compiler.model.special_ids import check_tokenizer
 from prunec.compiler.plan_builder import Subject
 from prunec.compiler.planned import plan_recipe
 from prunec.compiler.recipe import ModelSpec, recipe_schema
@@ -292,6 +293,20 @@ def damage_checkpoint(folder: Path, draw: random.Random) -> None:
         if draw.random() < 0.2:
             index = draw.choice([draw.choice(JUNK), {"weight_map": draw.choice(JUNK)}])
         (folder / INDEX).write_text(json.dumps(index))
+    _damage_tokenizer(folder, draw)
+
+
+def _damage_tokenizer(folder: Path, draw: random.Random) -> None:
+    """Write the files of a tokenizer in which anything may stand in the place of anything."""
+    token = {"content": draw.choice(ODD), "id": draw.choice([0, 300, *JUNK])}
+    pairs = [[draw.choice(ODD), draw.choice(JUNK)] for _ in range(3)]
+    vocabulary = draw.choice([{"a": 0, "b": draw.choice(JUNK)}, pairs, draw.choice(JUNK)])
+    tokens = draw.choice([[token], {"7": token}, draw.choice(JUNK)])
+    whole = {"model": {"vocab": vocabulary}, "added_tokens": tokens}
+    config = {"added_tokens_decoder": tokens, "eos_token": draw.choice(["a", token, *JUNK])}
+    for name, content in (("tokenizer.json", whole), ("tokenizer_config.json", config)):
+        data = json.dumps(content).encode("utf-8", "surrogatepass")
+        (folder / name).write_bytes(_bytes_damaged(data, draw) if draw.random() < 0.2 else data)
 
 
 def try_checkpoint(folder: Path) -> str:
@@ -300,6 +315,10 @@ def try_checkpoint(folder: Path) -> str:
         inspect(folder)
     except ValidationError as error:
         assert "\n" not in error.message, error.message
+    try:
+        check_tokenizer(facts_from_config(CONFIG), folder)
+    except ModelError as error:
+        assert "\n" not in error.message and len(error.message) < 3000, error.message
     try:
         facts = facts_from_folder(folder)
         checkpoint = Checkpoint(folder, facts)
