@@ -24,6 +24,7 @@ from prunec.compiler.diagnostics import BuildError
 from prunec.compiler.measured import FinishedStep
 from prunec.compiler.model.errors import ModelError
 from prunec.compiler.output_folder import (
+    DEFAULT_RECIPE,
     REPORT,
     SCRATCH,
     OutputFolder,
@@ -313,6 +314,12 @@ def _model_source(context: Context) -> str:
     return Path(model.source).name if model.folder else model.source
 
 
+def _is_own(context: Context, recipe: Path) -> bool:
+    """Whether `validate` has written a recipe into its output, and runs it."""
+    given = any(step.kind == "artefact" for step in context.plan.steps)
+    return given and recipe.is_file() and context.base.resolve() == context.output.resolve()
+
+
 def _publish(
     context: Context,
     name: str,
@@ -341,6 +348,7 @@ def _publish(
         if not write_card(context, step, {TITLE: measured_section(report)}):
             card = context.artefact(step) / CARD
             narrator.say(f"{card} was edited and is kept: it does not tell this verdict")
+    told += [path for path in (output / DEFAULT_RECIPE,) if _is_own(context, path)]
     digests = {path: file_sha256(path) for path in told}
     for step in exported:
         folder = context.artefact(step)

@@ -29,6 +29,9 @@ SCRATCH = ".scratch"
 STORE = ".store"
 REPORT = "report"
 
+#: The recipe that `validate` writes where none is given.
+DEFAULT_RECIPE = "recipe.yaml"
+
 #: What stands at the top of a model folder, whoever wrote it.
 _OF_A_MODEL = ("config.json", GRAPH, LISTING)
 _FINGERPRINT = re.compile(r"[0-9a-f]{20}")

@@ -18,7 +18,7 @@ from prunec.compiler.diagnostics import BuildError, Diagnostic, RecipeProblemErr
 from prunec.compiler.estimates import light
 from prunec.compiler.model.headers import read_json
 from prunec.compiler.model.layout import LayerSpec, plain_layout
-from prunec.compiler.output_folder import STORE, OutputFolder
+from prunec.compiler.output_folder import DEFAULT_RECIPE, STORE, OutputFolder
 from prunec.compiler.plan import Plan, digest
 from prunec.compiler.plan_builder import PlanBuilder, Subject
 from prunec.compiler.plan_measures import add_measurements
@@ -78,7 +78,7 @@ def write_default_recipe(given: Given, output: Path) -> Path:
         "export": [{"kind": kind} for kind in given.folders],
         "validate": dict(DEFAULT),
     }
-    path, text = output / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False)
+    path, text = output / DEFAULT_RECIPE, yaml.safe_dump(recipe, sort_keys=False)
     try:
         OutputFolder(output, output / STORE).check((), ())
         if path.exists() and path.read_bytes() != text.encode():

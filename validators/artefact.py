@@ -112,7 +112,8 @@ def inspect(folder: Path, reading: Callable[[str], None] = lambda name: None) ->
 def _inspect_build(folder: Path, reading: Callable[[str], None]) -> Artefact:
     problems = check_manifest(folder, reading)
     weights, report = None, None
-    kind = next((each for each in _EXPORTS if (folder / each).is_dir()), _EXPORTS[0])
+    # None where models were judged and none was written; what is listed and gone is told already.
+    kind = next((each for each in _EXPORTS if (folder / each).is_dir()), None)
     try:
         if kind in _CHECKPOINTS:  # a graph's weights are in its own form
             weights, wrong = read_weights(folder / kind)
@@ -125,7 +126,7 @@ def _inspect_build(folder: Path, reading: Callable[[str], None]) -> Artefact:
         problems.append(error.message)
     if weights is not None and report is not None:
         problems += _against_report(weights, report)
-    recipe = _text(folder / kind / "prunec" / "recipe.yaml")
+    recipe = _text(folder / kind / "prunec" / "recipe.yaml") if kind else None
     return Artefact(folder, "build", weights, recipe, report, tuple(problems))
 
 

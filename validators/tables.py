@@ -103,8 +103,12 @@ def render_section(section: Section, console: Console) -> None:
 def render_artefact(artefact: Artefact, console: Console) -> None:
     """What `inspect` found: kind and verdict, sizes, layers, recipe, problems."""
     what = {"build": "a build", "pruned": "a model that prunec wrote", "model": "a model"}
+    report = artefact.report or {}
+    kind = "results of validate" if report.get("method") == "given" else what[artefact.kind]
     verdict = {True: ", gates passed", False: ", gates failed", None: ""}[artefact.passed]
-    console.print(plain(f"{artefact.folder}: {what[artefact.kind]}{verdict}", "bold"))
+    if report.get("gates") == []:
+        verdict = ", no gates"
+    console.print(plain(f"{artefact.folder}: {kind}{verdict}", "bold"))
     if weights := artefact.weights:
         table = rich.table.Table(show_header=False, box=None)
         table.add_row("model type", plain(weights.model_type))

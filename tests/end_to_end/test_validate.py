@@ -255,6 +255,9 @@ def test_a_build_knows_what_it_was_made_from(
         assert f"against {tiny_llama()}, which it was made from" in done.stderr
         assert "was changed since" not in done.stderr
         assert report_of(tmp_path / folder.name)["perplexity"]["ratio"]["value"] != 1
+        assert prunec("verify", tmp_path / folder.name).returncode == 0
+        told = prunec("inspect", tmp_path / folder.name)
+        assert told.returncode == 0 and "results of validate, no gates" in told.stdout
     alone = shutil.copytree(pruned / "hf", tmp_path / "alone")
     done = prunec("validate", alone, "--output", tmp_path / "out")
     assert done.returncode == 2 and "give it by --against" in done.stderr
