@@ -16,6 +16,7 @@ from prunec.compiler.model.placement import ROOMY, Placement
 from prunec.compiler.output_folder import SCRATCH
 from prunec.compiler.passes.workers import ALONE, Workers
 from prunec.compiler.placing import Limits
+from prunec.compiler.plan import Plan
 from prunec.compiler.planned import Planned, placed
 from prunec.compiler.preflight import check_measurable
 from prunec.compiler.progress import Narrator
@@ -23,6 +24,7 @@ from prunec.compiler.recipe import Resources
 from prunec.compiler.resources import check_disk, due, limits_here, placement_here
 from prunec.compiler.steps.context import Context
 from prunec.compiler.store import Store
+from prunec.compiler.surroundings import device_kind
 from prunec.validators.results import Report
 
 
@@ -53,14 +55,24 @@ def run(
     must have a checkpoint.
     """
     store, device = store or Store(output / ".store"), device_of(planned.recipe.resources)
-    steps = due(planned.plan, store, fresh=fresh)
     # Of several GPUs each worker has its own.
     gpu_memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
     limits = limits_here(planned.recipe.resources, gpu_memory)
-    placement = placement_here(steps, limits)
+    placement = _placement_of_all(planned.plan, store, limits, fresh=fresh)
     check_disk(planned.plan, placement, store, output, fresh=fresh)
     context = _context(planned, output, store, device, placement, workers, limits)
     return driver.build(context, name, command, narrator, fresh=fresh)
+
+
+def _placement_of_all(plan: Plan, store: Store, limits: Limits, *, fresh: bool) -> Placement:
+    """The placement of what is missing. With smaller batches than the plan's the results of larger
+    ones are of no use, so that more is missing."""
+    batch = plan.placement.batch_tokens
+    while True:
+        found = placement_here(due(plan, store, fresh=fresh), limits)
+        if found.batch_tokens >= batch:
+            return replace(found, batch_tokens=batch)
+        batch, plan = found.batch_tokens, plan.placed(found)
 
 
 def follow(planned: Planned, output: Path, workers: Workers) -> None:
@@ -93,7 +105,7 @@ def _context(
         folder=planned.subject.folder,
         output=output,
         subject=planned.subject,
-        plan=planned.plan,
+        plan=planned.plan.placed(placement),
         store=store,
         device=device,
         placement=replace(placement, scratch=output / SCRATCH),
@@ -111,6 +123,13 @@ def device_of(resources: Resources) -> torch.device:
             hint="use auto or cpu, or install a PyTorch that is built for the GPU's driver",
         )
     if resources.device == "cpu" or not torch.cuda.is_available():
+        if (
+            there := device_kind(resources.device)
+        ) != "cpu":  # what is made here would pass for its
+            raise BuildError(
+                f"this machine has a {there}, and PyTorch cannot use it",
+                hint="install a PyTorch that is built for its driver, or set resources.device: cpu",
+            )
         return torch.device("cpu")
     number = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
     torch.cuda.set_device(number)

@@ -56,8 +56,9 @@ Estimate = Callable[[Placement], Cost]
 class Step:
     """One thing to do. `kind` says how; `params` with what; `inputs` which steps it reads.
 
-    The fingerprint covers kind, the version of the code behind it, params and the inputs'
-    fingerprints: same fingerprint, same bytes out.
+    `identity` covers kind, the version of the code behind it, params, the inputs' identities and
+    the surroundings (libraries, device). Batches of another size round otherwise, which is all that
+    a placement changes: the fingerprint covers it, too. Same fingerprint, same bytes out.
     """
 
     name: str
@@ -65,9 +66,16 @@ class Step:
     why: str
     params: Mapping[str, Any]
     inputs: Mapping[str, str]
-    fingerprint: str
+    identity: str
     estimate: Estimate = field(repr=False, compare=False)
     cost: Cost
+    batch_tokens: int = ROOMY.batch_tokens
+
+    @property
+    def fingerprint(self) -> str:
+        if self.batch_tokens == ROOMY.batch_tokens:
+            return self.identity
+        return digest([self.identity, self.batch_tokens])
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,10 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
     def placed(self, placement: Placement) -> Plan:
-        """The same steps, with what they take where the work lies elsewhere."""
-        steps = (replace(step, cost=step.estimate(placement)) for step in self.steps)
+        """The same steps, with what they take where the work lies elsewhere, and the fingerprints
+        of what they then make."""
+        batch = placement.batch_tokens
+        steps = (replace(s, cost=s.estimate(placement), batch_tokens=batch) for s in self.steps)
         return replace(self, steps=tuple(steps), placement=placement)
 
     def step(self, name: str) -> Step:
@@ -95,7 +105,7 @@ class Plan:
         return digest([step.fingerprint for step in self.steps])
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, the same for the same build on every machine."""
+        """Plain data, the same for the same build on every machine of a kind."""
         return {
             "fingerprint": self.fingerprint,
             "warnings": list(self.warnings),

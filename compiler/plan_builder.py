@@ -15,6 +15,7 @@ from prunec.compiler.model.layout import Layout, plain_layout
 from prunec.compiler.model.placement import ROOMY
 from prunec.compiler.plan import Estimate, Plan, Step, digest
 from prunec.compiler.recipe import AdaPrunerMethod, MagnitudeMethod, Recipe
+from prunec.compiler.surroundings import surroundings
 from prunec.compiler.target import target_params
 from prunec.exporters import exporter_for
 
@@ -74,6 +75,7 @@ class PlanBuilder:
         self.identity = subject.identity
         self.steps: list[Step] = []
         self.warnings = list(subject.warnings)
+        self.surroundings = surroundings(recipe.resources)
         self.sizes = Sizes(subject.facts, recipe.model.dtype)
         self.model = {"identity": subject.identity, "dtype": recipe.model.dtype}
 
@@ -86,11 +88,11 @@ class PlanBuilder:
         inputs: Mapping[str, str],
         estimate: Estimate,
     ) -> None:
-        fingerprints = {step.name: step.fingerprint for step in self.steps}
-        read = {role: fingerprints[step] for role, step in inputs.items()}
-        fingerprint = digest([kind, VERSIONS[kind], dict(params), read])
+        identities = {step.name: step.identity for step in self.steps}
+        read = {role: identities[step] for role, step in inputs.items()}
+        identity = digest([kind, VERSIONS[kind], dict(params), read, self.surroundings])
         step = Step(
-            name, kind, why, dict(params), dict(inputs), fingerprint, estimate, estimate(ROOMY)
+            name, kind, why, dict(params), dict(inputs), identity, estimate, estimate(ROOMY)
         )
         self.steps.append(step)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a build may take of the machine that it runs on. It changes how long it takes, not what it
-finds: nothing of it is part of a fingerprint.
+finds; only the kind of device, and batches that get smaller where memory is short, round otherwise
+and are part of fingerprints.
 
 Imported through `prunec.compiler.recipe`, which is the whole contract.
 """

@@ -11,7 +11,8 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Placement:
-    """What is held at once. It changes how long a build takes and what it needs, not what it finds.
+    """What is held at once. It changes how long a build takes and what it needs, not what it finds,
+    but for `batch_tokens`: batches of another size round otherwise.
 
     batch_tokens: tokens of one forward pass; small enough for a laptop, large enough for full
         matrix products

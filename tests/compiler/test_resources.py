@@ -75,7 +75,7 @@ def test_a_limit_for_a_gpu_goes_with_a_gpu() -> None:
     assert on_gpu.states_on_host and not on_gpu.states_in_file
 
 
-def test_resources_are_part_of_no_fingerprint() -> None:
+def test_limits_that_leave_batches_as_they_are_are_part_of_no_fingerprint() -> None:
     roomy, small = planned().plan, planned("resources={memory: 32GiB, disk: 2TiB, threads: 3}").plan
     assert [step.fingerprint for step in roomy.steps] == [step.fingerprint for step in small.steps]
     assert roomy.placement == ROOMY
