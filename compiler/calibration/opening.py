@@ -8,9 +8,11 @@ import codecs
 import gzip
 import io
 import lzma
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +21,7 @@ from prunec.compiler.calibration.document import SourceError
 #: So much of a file says what it is.
 HEAD = 64 * 2**10
 
+_BACKPORT = "backports.zstd"
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -75,14 +78,16 @@ def opened(path: Path) -> IO[bytes]:
 
 
 def _zstd(path: Path) -> IO[bytes]:
+    """By Python's own library from 3.14 on, and before by its backport, since others take a file
+    that is cut short for a whole one."""
     try:
-        import zstandard
+        zstd = import_module("compression.zstd" if sys.version_info >= (3, 14) else _BACKPORT)
     except ImportError:
         raise SourceError(
-            f"{path} is compressed by zstd, which takes the zstandard library",
+            f"{path} is compressed by zstd, which takes {_BACKPORT} to unpack",
             hint="pip install 'prunec[hub]', or unpack it",
         ) from None
-    stream: IO[bytes] = zstandard.open(path, "rb")
+    stream: IO[bytes] = zstd.open(path)
     return stream
 
 
