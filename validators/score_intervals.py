@@ -27,6 +27,7 @@ from prunec.validators.measurements import Estimate
 _LEVEL = 0.95
 _QUANTILE = (1 + _LEVEL) / 2
 _CONTINUITY = 0.75  # items; of all quarters the least that keeps to 2.5 % (tests enumerate it)
+_DOUBLINGS = 60  # of a step, before a bound counts as infinite
 _CERTAIN = 1e6  # stands for infinity, which a root finder cannot take
 
 Values = Sequence[float] | NDArray[np.float64]
@@ -206,10 +207,16 @@ def _student(each: _Array, counts: _Array) -> float:
 def _crossing(function: Callable[[float], float], value: float, end: float) -> float:
     """Where a falling function is 0 between `value` and `end`; `end` if nowhere."""
     sign = 1 if end < value else -1
-    if not math.isfinite(end):  # as far as it takes, as long as it is a number
-        end, step = value, 1e-3 * max(1.0, abs(value))
-        while math.isfinite(end) and function(end) * sign < 0:
+    if function(value) * sign >= 0:  # nothing varies: what is not 0 is rounding
+        return value
+    if not math.isfinite(end):
+        limit, step, end = end, 1e-3 * max(1.0, abs(value)), value
+        for _ in range(_DOUBLINGS):
             end, step = end - sign * step, 2 * step
+            if function(end) * sign > 0:
+                break
+        else:
+            return limit
     if end == value or function(end) * sign <= 0:
         return end
     return float(brentq(function, value, end))

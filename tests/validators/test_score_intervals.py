@@ -309,3 +309,24 @@ def test_one_score_without_limits_has_no_interval_and_none_is_unknown() -> None:
 def test_scores_that_are_no_pairs_are_refused() -> None:
     with pytest.raises(ValueError, match="3 and 2 items"):
         difference_of_scores([1.0, 2.0, 3.0], [1.0, 2.0], "items")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+def test_bounds_lie_around_the_value_whatever_the_scores(scale: float) -> None:
+    generator = np.random.default_rng(0)
+    for n in (1, 2, 3, 7, 200):
+        for _ in range(25):
+            table = generator.multinomial(n, generator.dirichlet([0.3] * 4))
+            both, lost, won, neither = (int(count) for count in table)
+            dense, pruned = (scale * np.array(s) for s in answers((both, lost, won, neither)))
+            weights = generator.choice([0.1, 1.0, 5.0], n)
+            for found in (
+                mean_score(pruned, "items", weights),
+                difference_of_scores(dense, pruned, "items", weights),
+                ratio_of_scores(dense, pruned, "items", weights=weights),
+                ratio_of_scores(dense, pruned, "items", chance=scale / 4),
+            ):
+                assert found.count == n
+                if not math.isnan(found.low):
+                    assert found.low <= found.value + 1e-9 and found.high >= found.value - 1e-9
