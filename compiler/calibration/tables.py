@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -88,7 +88,7 @@ class SavedDataset:
             table = load_from_disk(str(self.path))
             columns = _columns(self.choice, table.column_names, self.path)
             table = table.select_columns(columns).with_format(None)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:  # as notes are damaged
             raise SourceError(f"{self.path} cannot be read: {_sentence(error)}") from None
         for block in shuffled_numbers(-(-len(table) // _TOGETHER), rng):
             start = block * _TOGETHER
@@ -99,18 +99,29 @@ class SavedDataset:
 
     def check(self) -> None:
         """What its notes show, without the library, which takes a second to import."""
-        if (splits := self.path / SPLITS).is_file():
-            names = json.loads(splits.read_text("utf-8"))["splits"]
+        if (self.path / SPLITS).is_file():
+            names = self._notes(SPLITS).get("splits")
+            names = (
+                [str(self.path / str(name)) for name in names] if isinstance(names, list) else []
+            )
             raise SourceError(
                 f"{self.path} holds {len(names)} splits of a data set",
-                hint=f"name one of them: {', '.join(str(self.path / name) for name in names)}",
+                hint=f"name one of them: {', '.join(names)}",
             )
         if find_spec("datasets") is None:
             raise _missing("datasets", self.path)
-        with reading(self.path):
-            notes = json.loads((self.path / "dataset_info.json").read_text("utf-8"))
-        if isinstance(there := notes.get("features"), dict):
+        if isinstance(there := self._notes("dataset_info.json").get("features"), dict):
             _columns(self.choice, list(there), self.path)
+
+    def _notes(self, name: str) -> Mapping[str, Any]:
+        try:
+            with reading(self.path / name):
+                notes = json.loads((self.path / name).read_text("utf-8"))
+        except (ValueError, RecursionError):
+            notes = None
+        if not isinstance(notes, dict):
+            raise SourceError(f"{self.path / name} holds no JSON object")
+        return notes
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,40 @@ def test_a_folder_of_several_splits_names_them(tmp_path: Path) -> None:
     assert len(list(documents(_source("rows/test"), 0, tmp_path))) == len(ROWS)
 
 
+@given(
+    st.sampled_from(
+        [b"", b"[", b'{"text": ', b"PAR1", b"\x1f\x8b", b"BZh9", b"\xfd7zXZ\0", b"\xff\xfe"]
+    ),
+    st.one_of(st.binary(max_size=60), st.text(max_size=40).map(str.encode)),
+    st.sampled_from([b"", b"}", b"]", b"\n", b"PAR1"]),
+)
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_are_read_or_refused_in_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, start: bytes, rest: bytes, end: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any-bytes"
+    path.write_bytes(start + rest + end)
+    chat = {"files": [path.name], "field": None, "kind": "chat"}
+    chat |= dict.fromkeys(("dataset", "config", "split", "revision"))
+    for source in (_source(path.name), _source(path.name) | {"kind": "text"}, chat):
+        for seed in (None, 0):
+            try:
+                check(source, path.parent)
+                found = documents(source, seed, path.parent, template=str)
+                assert all(document.text.encode() for document in found)
+            except SourceError as refusal:
+                assert refusal.message and "\n" not in refusal.message
+
+
+def test_a_saved_data_set_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    for name in ("state.json", "dataset_info.json", "data-00000-of-00001.arrow"):
+        _saved(tmp_path / name)
+        (tmp_path / name / name).write_bytes(b"[7")
+        with pytest.raises(SourceError, match=r"cannot be read|holds no JSON"):
+            check(_source(name), tmp_path)
+            list(documents(_source(name), 0, tmp_path))
+
+
 # --- lines ----------------------------------------------------------------------------------------
 
 
