@@ -99,7 +99,9 @@ def rows_that_stayed(dense: Tensor, pruned: Tensor) -> Tensor:
 def apart(inputs: Tensor, kept: Tensor, dense: Tensor, found: Tensor, damping: float) -> float:
     """How far outputs by `found` [out, kept] are from those by least squares, of their size."""
     seen, weight = inputs.flatten(0, 1).double().numpy(), dense.double().numpy().T
-    ridge = damping * float((seen**2).sum(axis=0).mean())
+    energy = np.sort((seen**2).sum(axis=0))
+    alive = energy[energy > 0]
+    ridge = damping * float(np.minimum(energy, 10 * alive[(len(alive) - 1) // 2]).mean())
     some = seen[:, kept.numpy()]
     gram, target = some.T @ some, some.T @ (seen @ weight) + ridge * weight[kept.numpy()]
     gram[np.diag_indices_from(gram)] += ridge

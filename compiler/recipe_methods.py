@@ -20,7 +20,8 @@ Damping = Annotated[
     float,
     Field(
         gt=0,
-        description="Added to the Gram matrix's diagonal, as a share of the diagonal's mean.",
+        description="Added to the Gram matrix's diagonal, as a share of its mean; a channel counts "
+        "with at most ten times the median, except with `faithful`.",
     ),
 ]
 DenseTarget = Annotated[

@@ -24,6 +24,9 @@ from prunec.compiler.model.tensor_file import Sliced
 #: Rows of a large matrix that are worked on together, where all of them would need a second one.
 _BLOCK = 1024
 
+#: A channel counts towards a ridge with at most so many times the median channel's energy.
+MASSIVE = 10.0
+
 
 @dataclass
 class GramStatistics:
@@ -110,9 +113,9 @@ def normal_equations(
 
     The output to reproduce is `X̂W + r D` with r = `dense_target` and D as in `GramStatistics`: at
     0 the pruned path is taken for right, at 1 the sublayer tries to lead the whole stream back to
-    the dense model's, whatever the layers before it have lost. Damping is relative to the mean
-    diagonal of the Gram matrix and pulls towards `weight`, so that dead inputs and rank-deficient
-    Grams are harmless. These matrices are large: the statistics' own becomes the problem's.
+    the dense model's, whatever the layers before it have lost. The ridge (`ridge_of`) pulls
+    towards `weight`, so that dead inputs and rank-deficient Grams are harmless. These matrices are
+    large: the statistics' own becomes the problem's.
 
     Source: Týr-the-Pruner (arXiv 2503.09657) for the symmetric problem at r = 0; the stream as
     target ours.
@@ -125,14 +128,27 @@ def normal_equations(
     if not all(matrix.sum().isfinite() for matrix in sums):
         raise ModelError("a NaN or an infinity appeared in the activations of the calibration text")
     weight = weight.to(torch.float64)
-    mean = own.diagonal().mean()
-    # A layer whose inputs are all zero leaves its weights undetermined: any ridge then keeps them.
-    ridge = damping * (mean if mean > 0 else torch.ones_like(mean))
+    ridge = ridge_of(own.diagonal(), damping)
     target = (own @ weight).addcmul_(weight, ridge)
     if statistics.missing is not None:
         target.add_(statistics.missing, alpha=dense_target)
     own.diagonal().add_(ridge)
     return NormalEquations.of(own, target, weight)
+
+
+def ridge_of(diagonal: Tensor, damping: float) -> Tensor:
+    """What is added to the diagonal [d_in] of a Gram matrix, in its own unit: λ = `damping` times
+    the mean over channels j of min(H_jj, MASSIVE · median of the H_jj above 0).
+
+    Published code takes the plain mean (percdamp of GPTQ, SparseGPT and Týr-the-Pruner). In models
+    with massive activations (arXiv 2402.17762) one or two channels are most of that, and the ridge
+    of all others is then as large as they are. Bounding each channel's part is ours.
+    """
+    alive = diagonal[diagonal > 0]
+    if not len(alive):
+        # Inputs that are all zero leave the weights undetermined: any ridge then keeps them.
+        return torch.full_like(diagonal.sum(), damping)
+    return damping * diagonal.clamp(max=MASSIVE * alive.median()).mean()
 
 
 def cholesky(gram: Tensor) -> Tensor:

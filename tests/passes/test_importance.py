@@ -119,6 +119,13 @@ class Layer:
 # --- the reference: what a set of rows of a part is worth -----------------------------------------
 
 
+def _energy(inputs: np.ndarray) -> float:
+    """Of inputs [tokens, d_in] the mean channel's, none counted above ten times the median."""
+    energy = np.sort((inputs**2).sum(axis=0))
+    median = energy[energy > 0][(int((energy > 0).sum()) - 1) // 2]
+    return float(np.minimum(energy, 10 * median).mean())
+
+
 def _worth(metric: str, layer: Layer, part: str, rows: list[int]) -> float | None:
     last = "down" if part in ("gate", "up", "down") else "output"
     w, x, g = layer.weights[part], layer.inputs[last], layer.gradients[part]
@@ -128,7 +135,7 @@ def _worth(metric: str, layer: Layer, part: str, rows: list[int]) -> float | Non
     if metric == "obs":
         if part != last:
             return None
-        inverse = np.linalg.inv(gram + DAMPING * np.trace(gram) / len(gram) * np.eye(len(gram)))
+        inverse = np.linalg.inv(gram + DAMPING * _energy(x) * np.eye(len(gram)))
         block = np.linalg.inv(inverse[np.ix_(rows, rows)])
         return float(np.trace(w[rows].T @ block @ w[rows]))
     if metric == "reconstruction":
@@ -336,7 +343,7 @@ def test_a_layer_is_sliced_to_its_best_units_and_refitted_if_asked(
         w, x = layer.weights[part], layer.inputs[part]
         expected = w[kept]
         if refit:
-            pull = np.sqrt(DAMPING * (x**2).sum(0).mean())
+            pull = np.sqrt(DAMPING * _energy(x))
             design = np.vstack([x[:, kept], pull * np.eye(len(kept))])
             target = np.vstack([x @ w, pull * w[kept]])
             expected = np.linalg.lstsq(design, target, rcond=None)[0]

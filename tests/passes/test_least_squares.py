@@ -23,6 +23,16 @@ from prunec.compiler.passes.least_squares import (
 )
 
 
+def _energy(inputs: np.ndarray) -> float:
+    """Of inputs [tokens, d_in] the mean channel's, none counted above ten times the median."""
+    energy = sorted((inputs**2).sum(axis=0))
+    alive = [one for one in energy if one > 0]
+    if not alive:
+        return 1.0
+    median = alive[(len(alive) - 1) // 2]
+    return float(np.mean([min(one, 10 * median) for one in energy]))
+
+
 @dataclass(frozen=True)
 class Regression:
     """A sublayer's last map: its inputs [tokens, d_in], what the stream behind it lacks
@@ -37,8 +47,7 @@ class Regression:
 
     @property
     def ridge(self) -> float:
-        mean = float((self.pruned**2).sum(axis=0).mean())
-        return self.damping * (mean or 1.0)
+        return self.damping * _energy(self.pruned)
 
     @property
     def target(self) -> np.ndarray:
@@ -174,7 +183,7 @@ def test_statistics_are_sums_over_batches_of_unrounded_products(
     own = inputs.T @ inputs
     torch.testing.assert_close(statistics.own.tril(), own.tril(), rtol=0, atol=1e-3)
     problem = normal_equations(statistics, torch.zeros(7, 3), damping=0.01, dense_target=0.0)
-    own.diagonal().add_(0.01 * own.diagonal().mean())
+    own.diagonal().add_(0.01 * _energy(inputs.numpy()))
     torch.testing.assert_close(problem.gram[:], own, rtol=0, atol=1e-3)
     assert torch.equal(problem.gram[:], problem.gram[:].T)
     torch.testing.assert_close(statistics.missing, inputs.T @ missing, rtol=0, atol=1e-3)
@@ -214,3 +223,44 @@ def test_without_a_dense_target_the_weights_solve_their_own_equations() -> None:
     assert problem.dense is not None
     solved = np.linalg.solve(problem.gram[:].numpy(), problem.target.numpy())
     np.testing.assert_allclose(problem.dense.numpy(), solved, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("d_in", [64, 111])
+@pytest.mark.parametrize("factors", [16, 200])
+def test_massive_activations_of_two_channels_do_not_set_the_ridge_of_the_others(
+    d_in: int, dtype: torch.dtype, factors: int
+) -> None:
+    """Two spike on one token in 500; with 16 factors the Gram matrix lacks rank without noise."""
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((2000, factors)) @ rng.standard_normal((factors, d_in))
+    inputs += 0.5 * rng.standard_normal((2000, d_in))
+    inputs[::500, [0, 7]] *= 3000
+    batch = torch.from_numpy(inputs).to(dtype)
+    weight = torch.from_numpy(rng.standard_normal((d_in, 16)))
+    statistics = GramStatistics.empty(d_in, 16, with_missing=False)
+    statistics.add(batch, None)
+    problem = normal_equations(statistics, weight, damping=0.01, dense_target=0.0)
+    size = 3 * d_in // 4
+    _, fitted = NestedSolution.solve(problem, torch.arange(d_in)).weight(size)
+    x, w = batch.double().numpy(), weight.numpy()
+
+    def solved(ridge: float) -> np.ndarray:
+        design = np.vstack([x[:, :size], np.sqrt(ridge) * np.eye(size)])
+        found: np.ndarray = np.linalg.lstsq(
+            design, np.vstack([x @ w, np.sqrt(ridge) * w[:size]]), rcond=None
+        )[0]
+        return found
+
+    ordinary = np.arange(len(x)) % 500 != 0
+
+    def error(weights: np.ndarray) -> float:
+        wrong = x[ordinary][:, :size] @ weights - x[ordinary] @ w
+        return float((wrong**2).sum() / ((x[ordinary] @ w) ** 2).sum())
+
+    np.testing.assert_allclose(fitted.numpy(), solved(0.01 * _energy(x)), rtol=0, atol=1e-4)
+    # As if nothing had spiked; a share of the plain mean keeps the others near the dense weights.
+    plain = x.copy()
+    plain[::500, [0, 7]] /= 3000
+    assert error(fitted.numpy()) < 1.02 * error(solved(0.01 * float((plain**2).sum(0).mean())))
+    assert error(solved(0.01 * float((x**2).sum(0).mean()))) > 1.2 * error(fitted.numpy())

@@ -102,12 +102,19 @@ def _behind(model: LlamaForCausalLM, index: int, sublayer: str, ids: Tensor) -> 
     return seen[0].flatten(0, 1).double().numpy()
 
 
+def _energy(inputs: np.ndarray) -> float:
+    """Of inputs [tokens, d_in] the mean channel's, none counted above ten times the median."""
+    energy = np.sort((inputs**2).sum(axis=0))
+    median = energy[energy > 0][(int((energy > 0).sum()) - 1) // 2]
+    return float(np.minimum(energy, 10 * median).mean())
+
+
 def _refit(
     pruned: np.ndarray, missing: np.ndarray, weight: np.ndarray, kept: list[int], solver: Solver
 ) -> np.ndarray:
     """[kept, d_out]: damped least squares on the columns that stay; weight: [d_in, d_out]."""
     target = pruned @ weight + solver.dense_target * missing
-    pull = np.sqrt(solver.damping * (pruned**2).sum(axis=0).mean())
+    pull = np.sqrt(solver.damping * _energy(pruned))
     design = np.vstack([pruned[:, kept], pull * np.eye(len(kept))])
     fitted: np.ndarray = np.linalg.lstsq(
         design, np.vstack([target, pull * weight[kept]]), rcond=None

@@ -32,7 +32,7 @@ class Scoring:
     exponent: power that a metric's scores, over their mean, are raised to before they are mixed
     by_part: metrics are mixed within each part, and what comes of it is aggregated (as AdaPruner is
         published); otherwise each metric is aggregated by itself, and the units' scores are mixed
-    damping: of metrics that invert a Gram matrix, relative to the mean of its diagonal
+    damping: of metrics that invert a Gram matrix, as of `ridge_of`
     """
 
     metrics: Mapping[str, float]

@@ -25,7 +25,7 @@ from prunec.compiler.passes.importance.statistics import (
     Part,
     SublayerStatistics,
 )
-from prunec.compiler.passes.least_squares import cholesky
+from prunec.compiler.passes.least_squares import cholesky, ridge_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Sublayer:
     """weights: for every part its vectors, [vectors, entries], as the checkpoint has them
     last: the part that is columns of the sublayer's last projection
     statistics: over `tokens` calibration tokens; None where no metric looks at text
-    damping: relative to the mean of the Gram matrix's diagonal
+    damping: as of `ridge_of`
     """
 
     weights: Mapping[Part, Tensor]
@@ -106,14 +106,12 @@ def sublayers(
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:
-    """A Gram matrix with a ridge relative to the mean of its diagonal; float64, a copy."""
+    """A Gram matrix with the ridge of `ridge_of`; float64, a copy."""
     gram = gram.double()
     gram = (gram + gram.T).div_(2)
     if not torch.isfinite(gram).all():
         raise ModelError("a NaN or an infinity appeared in the activations of the calibration text")
-    mean = gram.diagonal().mean()
-    # A layer whose inputs are all zero: any ridge will do.
-    gram.diagonal().add_(damping * (mean if mean > 0 else torch.ones_like(mean)))
+    gram.diagonal().add_(ridge_of(gram.diagonal(), damping))
     return gram
 
 
