@@ -22,8 +22,8 @@ class Diagnostic:
 
     def render(self) -> str:
         """The diagnostic as it is printed: `where: message`, the hint on a line of its own."""
-        line = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{line}\n  hint: {self.hint}" if self.hint else line
+        line = _one_line(f"{self.where}: {self.message}" if self.where else self.message)
+        return f"{line}\n  hint: {_one_line(self.hint)}" if self.hint else line
 
 
 class UserError(Exception):
@@ -71,6 +71,16 @@ def printable(text: str, limit: int = 60) -> str:
     """A user's text on one line, shortened, with nothing in it that a terminal would obey."""
     if len(text) > limit:
         text = text[: limit - 1] + "…"
+    return _escaped(text)
+
+
+def _one_line(text: str) -> str:
+    """A sentence of a library or of ours that quotes a name: no line of it may begin with what a
+    CI runner takes for a command, and no character is one that a terminal would obey."""
+    return _escaped(" ".join(line.strip() for line in text.splitlines()))
+
+
+def _escaped(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prunec.compiler.annotations import github_annotations
-from prunec.compiler.diagnostics import Diagnostic, UserError
+from prunec.compiler.diagnostics import BuildError, Diagnostic, UserError
 from prunec.compiler.recipe_file import load_recipe
 
 
@@ -118,3 +118,10 @@ def test_elsewhere_nothing_is_printed(value: str | None, monkeypatch: pytest.Mon
     else:
         monkeypatch.setenv("GITHUB_ACTIONS", value)
     assert github_annotations([Diagnostic("wrong", "a.yaml:1:2")]) == ""
+
+
+def test_no_name_begins_a_line_that_a_runner_would_obey() -> None:
+    mistake = Diagnostic("is bad\n::error::x\x1b[31m", "a\n::stop-commands::y.yaml", "do\r\n::stop")
+    for told in (str(UserError(mistake)), str(BuildError(mistake.message, mistake.hint))):
+        assert not [line for line in told.splitlines() if line.strip().startswith("::")]
+        assert "\x1b" not in told and "\\x1b[31m" in told
