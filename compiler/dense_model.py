@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which dense model a build was made from: told to its store, so that `validate` need not ask."""
+"""Which dense model a build was made from: told to its store, so that `validate` need not ask. A
+store is of this machine alone: a place has no business in what is handed on."""
 
 from __future__ import annotations
 
@@ -8,16 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prunec.compiler.diagnostics import Diagnostic, UserError
-from prunec.compiler.output_folder import STORE
+from prunec.compiler.output_folder import DENSE_MODEL, STORE
 from prunec.compiler.plan_builder import Subject
 from prunec.compiler.recipe import ModelSpec
 from prunec.compiler.store import write_text
 from prunec.validators.errors import ValidationError
 from prunec.validators.headers import read_json_object
 from prunec.validators.manifest import MANIFEST
-
-#: Lies in the store, which is of this machine alone: a place has no business in what is handed on.
-_FILE = "model.json"
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,11 @@ def remember(store: Path, model: ModelSpec, subject: Subject) -> None:
     """Tell the store of a build, which exists, what the build is made from."""
     content = asdict(DenseModel(model.source, subject.commit, subject.identity))
     text = json.dumps(content, indent=2) + "\n"
-    if not (store / _FILE).is_file() or (store / _FILE).read_text(encoding="utf-8") != text:
-        write_text(store / _FILE, text)
+    if (
+        not (store / DENSE_MODEL).is_file()
+        or (store / DENSE_MODEL).read_text(encoding="utf-8") != text
+    ):
+        write_text(store / DENSE_MODEL, text)
 
 
 def dense_model_of(folder: Path) -> DenseModel:
@@ -59,7 +60,7 @@ def dense_model_of(folder: Path) -> DenseModel:
 
 def _remembered(store: Path) -> DenseModel | None:
     try:
-        return DenseModel(**read_json_object(store / _FILE))
+        return DenseModel(**read_json_object(store / DENSE_MODEL))
     except (ValidationError, TypeError):
         return None
 

@@ -27,6 +27,9 @@ from prunec.validators.sweep_report import SWEEP_FILES
 #: Where a build's files without a name lie while it runs.
 SCRATCH = ".scratch"
 STORE = ".store"
+
+#: Lies in a store from the beginning: which dense model it is of.
+DENSE_MODEL = "model.json"
 REPORT = "report"
 
 #: The recipe that `validate` writes where none is given.
@@ -150,11 +153,11 @@ def check_sweep_place(root: Path) -> None:
 
 
 def is_store(folder: Path) -> bool:
-    """Whether a folder keeps results of steps, or is made to and is still empty."""
+    """Whether a folder keeps results of steps, or is made to and has none yet."""
     if not folder.is_dir():
         return False
-    names = [path.name for path in folder.iterdir()]
-    return not names or any(_FINGERPRINT.fullmatch(name) for name in names)
+    names = {path.name for path in folder.iterdir()}
+    return names <= {DENSE_MODEL} or any(_FINGERPRINT.fullmatch(name) for name in names)
 
 
 def _refuse_model(root: Path) -> None:

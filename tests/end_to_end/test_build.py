@@ -126,11 +126,11 @@ def test_documents_without_text_are_counted_and_not_fitted_to(
     (tmp_path / "rows.jsonl").write_text("\n".join(empty))
     text = f"calibration.source={{kind: jsonl, files: [{tmp_path}/rows.jsonl], field: body}}"
     chosen = options(text, *METHODS["uniform"])
-    done = prunec("build", recipe, "--output", tmp_path / "1", *chosen)
+    done = prunec("build", recipe, "--output", tmp_path / "out", *chosen)
     assert done.returncode == 3
     assert "rows.jsonl: of 27 documents 18 are empty and 9 hold null" in done.stderr
     (tmp_path / "rows.jsonl").write_text("\n".join([*rows, *empty]))
-    done = prunec("build", recipe, "--output", tmp_path / "2", *chosen)
+    done = prunec("build", recipe, "--output", tmp_path / "out", *chosen)
     assert done.returncode == 0, done.stderr
     assert ", 27 without text skipped" in done.stderr
 
