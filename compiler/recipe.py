@@ -275,6 +275,7 @@ class Recipe(Section):
         method: Method | None = info.data.get("method")
         if calibration is None or method is None or "search" not in method.reads:
             return search
+        _check_mixture(method, calibration)
         search = search or Search()
         if isinstance(method, AdaPrunerMethod) and method.inner != "tyr":
             for name in ("searcher", "budget"):
@@ -427,6 +428,17 @@ def _check_read(name: str, section: object, info: ValidationInfo, *, required: b
         raise refusal(
             f"is missing; method `{method.kind}` needs it",
             f"for example {name}: {{source: {{kind: text, files: [mine/*.txt]}}}}",
+        )
+
+
+def _check_mixture(method: Method, calibration: Calibration) -> None:
+    """Refuses to tune the weights of a mixture where there is none."""
+    tuned = isinstance(method, AdaPrunerMethod) and "mixture" in method.calibration.model_fields_set
+    if tuned and not isinstance(calibration.source, MixedSource):
+        raise refusal(
+            "is not read: calibration.source is no mixture",
+            "remove it",
+            at=("method", "calibration", "mixture"),
         )
 
 

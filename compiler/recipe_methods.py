@@ -107,8 +107,6 @@ class TyrMethod(Section):
     @classmethod
     def _is_read(cls, value: object, info: ValidationInfo) -> object:
         name, faithful = info.field_name or "", info.data.get("faithful", False)
-        if name == "faithful" or value == cls.model_fields[name].default:
-            return value
         if faithful and name not in cls.published:
             raise refusal("is not read with `faithful: true`", "remove it")
         if name == "accumulation" and not faithful:
@@ -207,12 +205,12 @@ class ImportanceMethod(Section):
     damping: Damping = 0.01
     dense_target: DenseTarget = 0.5
 
-    @field_validator("spread", "damping", "dense_target")
+    @field_validator("exponent", "spread", "damping", "dense_target")
     @classmethod
     def _is_read(cls, value: object, info: ValidationInfo) -> object:
         name, data = info.field_name or "", info.data
-        if value == cls.model_fields[name].default:
-            return value
+        if name == "exponent" and sum(w > 0 for w in data.get("metrics", {"": 1}).values()) < 2:
+            raise refusal("is not read with one metric: the order stays the same", "remove it")
         if name == "spread" and data.get("allocation") == "uniform":
             raise refusal("is not read with `allocation: uniform`", "remove it")
         if name == "dense_target" and data.get("refit") is False:
@@ -397,7 +395,7 @@ class AdaPrunerMethod(Section):
     @classmethod
     def _is_read(cls, value: object, info: ValidationInfo) -> object:
         name = info.field_name or ""
-        if value == cls.model_fields[name].default:
+        if name == "faithful" and value is False:
             return value
         if info.data.get("faithful", False) and name not in cls.published:
             raise refusal("is not read with `faithful: true`", "remove it")
@@ -407,11 +405,15 @@ class AdaPrunerMethod(Section):
             and inner != "importance"
         ):
             raise refusal(f"is not read with `inner: {inner}`", "remove it")
+        if name == "startup_trials" and info.data.get("sampler") == "random":
+            raise refusal("is not read with `sampler: random`", "remove it")
         if name == "finalists" and inner == "tyr":
             raise refusal("is not read with `inner: tyr`", "remove it")
         finalists = cls.model_fields["finalists"].default
         if name == "refit" and info.data.get("finalists", finalists) != finalists:
             raise refusal("is false, so that method.finalists is not read", "remove finalists")
+        if name == "dense_target" and inner == "importance" and info.data.get("refit") is False:
+            raise refusal("is not read with `refit: false`", "remove it")
         if name == "solver" and inner == "importance":
             raise refusal("is read with `inner: uniform` and `inner: tyr` only", "remove it")
         return value
