@@ -21,7 +21,6 @@ Hashes = Callable[[Path], dict[str, str]]
 METHOD = {
     "kind": "adapruner",
     "trials": 4,
-    "startup_trials": 2,
     "calibration": {"loss_quantiles": 1, "groups": 1},
 }
 
@@ -48,7 +47,8 @@ def asked(recipe: Path, tmp_path: Path) -> Callable[..., Path]:
 
     def write(method: dict[str, Any], **sections: Any) -> Path:
         content = json.loads(recipe.read_text(encoding="utf-8"))
-        content["method"] = METHOD | method
+        learns = {} if method.get("sampler") == "random" else {"startup_trials": 2}
+        content["method"] = METHOD | learns | method
         if method.get("inner") != "tyr":
             content["search"] = {"tokens": 256}
         content |= {name: content.get(name, {}) | section for name, section in sections.items()}
