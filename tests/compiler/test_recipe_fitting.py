@@ -33,6 +33,10 @@ NO_SEARCH = "search=null"
             'recover.held_out.split is "calibration", which recover reads too',
         ),
         (
+            ["validate.perplexity.tokens=everything"],
+            'tokens is "everything"; it must be a whole number of at least 1, or all',
+        ),
+        (
             ["validate.perplexity.source={kind: self}"],
             "must be python_stdlib, text, jsonl, chat or hub",
         ),

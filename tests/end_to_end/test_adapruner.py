@@ -142,7 +142,9 @@ def test_more_trials_and_other_finalists_go_on_with_the_trials_that_there_are(
 def test_uniform_prunes_as_the_best_trial_posed_its_problems(
     asked: Callable[..., Path], prunec: Run, tmp_path: Path
 ) -> None:
-    tuned = asked({"inner": "uniform", "finalists": 1}, model={"dtype": "float32"})
+    own = [{"source": {"kind": "text", "files": [f"fit-{n}.txt"]}} for n in (1, 2)]
+    sections = {"model": {"dtype": "float32"}, "calibration": own[0], "search": own[1]}
+    tuned = asked({"inner": "uniform", "finalists": 1}, **sections)
     assert prunec("build", tuned, "--output", tmp_path / "tuned").returncode == 0
     settings = made(tmp_path / "tuned", "tune")["settings"]
     assert settings["damping"] != 0.01 or settings["first_order"] > 0
