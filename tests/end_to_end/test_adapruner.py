@@ -142,8 +142,9 @@ def test_more_trials_and_other_finalists_go_on_with_the_trials_that_there_are(
 def test_uniform_prunes_as_the_best_trial_posed_its_problems(
     asked: Callable[..., Path], prunec: Run, tmp_path: Path
 ) -> None:
-    own = [{"source": {"kind": "text", "files": [f"fit-{n}.txt"]}} for n in (1, 2)]
-    sections = {"model": {"dtype": "float32"}, "calibration": own[0], "search": own[1]}
+    # Calibrated on the same documents with a search and without, which has a text of its own.
+    searched = {"source": {"kind": "jsonl", "files": ["fit.jsonl"], "field": "body"}}
+    sections = {"model": {"dtype": "float32"}, "search": searched}
     tuned = asked({"inner": "uniform", "finalists": 1}, **sections)
     assert prunec("build", tuned, "--output", tmp_path / "tuned").returncode == 0
     settings = made(tmp_path / "tuned", "tune")["settings"]

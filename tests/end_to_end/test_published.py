@@ -29,6 +29,7 @@ FAITHFUL = [
     "search.budget.token_forwards=6000",
     "model.dtype=float32",
     "target.sparsity=0.3",
+    "calibration.seed=3",  # of which a KV head is lost
 ]
 
 
