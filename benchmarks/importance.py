@@ -24,7 +24,8 @@ def contestants() -> dict[str, Contestant]:
             method = f"{{kind: importance, metrics: {{{metric}: 1}}, refit: {str(refit).lower()}}}"
             name = metric if refit else f"{metric}, no refit"
             seeded = refit or not metric.startswith("magnitude")
-            found[name] = Contestant((f"method={method}", "search=null"), seeded)
+            text = () if seeded else ("calibration=null",)
+            found[name] = Contestant((f"method={method}", "search=null", *text), seeded)
     found["uniform"] = Contestant(("method={kind: uniform}", "search=null"))
     return found
 

@@ -225,8 +225,9 @@ class Recipe(Section):
     calibration: Calibration | None = Field(
         default=None,
         validate_default=True,
-        description="The text that the weights are refitted on, or units are scored on; all "
-        "methods but `magnitude` need it.",
+        description="The text that the weights are refitted on, or units are scored on. "
+        "`magnitude` reads none, and neither does `importance` with `refit: false` and metrics of "
+        "the weights alone.",
     )
     search: Search | None = Field(
         default=None,
@@ -285,6 +286,7 @@ class Recipe(Section):
                         "remove it; method.trials says how long is searched",
                         within=(name,),
                     )
+        _check_first_step(method, search)
         source = search.source or with_split(calibration.source, None, anew=True)
         search = search.model_copy(update={"source": with_split(source, "search")})
         if search.tokens < calibration.sequence_length:
@@ -423,11 +425,24 @@ def _check_read(name: str, section: object, info: ValidationInfo, *, required: b
     if method is None:  # it was refused itself
         return
     if section is not None and name not in method.reads:
-        raise refusal(f"is not read by method `{method.kind}`", f"remove the section `{name}`")
+        scored = method.kind == "importance" and name == "calibration"
+        why = " where it scores the weights alone and refits nothing" if scored else ""
+        raise refusal(f"is not read by method `{method.kind}`{why}", f"remove the section `{name}`")
     if section is None and required and name in method.reads:
         raise refusal(
             f"is missing; method `{method.kind}` needs it",
             f"for example {name}: {{source: {{kind: text, files: [mine/*.txt]}}}}",
+        )
+
+
+def _check_first_step(method: Method, search: Search) -> None:
+    """Refuses a step for layouts drawn at random, unless a search starts from another centre."""
+    stepless = isinstance(method, TyrMethod) and method.centre is None
+    if stepless and search.searcher == "random" and "first_step" in method.model_fields_set:
+        raise refusal(
+            "is not read with `searcher: random`, which draws every layout anew",
+            "remove it",
+            at=("method", "first_step"),
         )
 
 

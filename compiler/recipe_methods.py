@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from prunec.compiler import recipe_checks
+from prunec.compiler.passes.importance import needs_of
 from prunec.compiler.recipe_checks import refusal
 from prunec.compiler.recipe_sources import Section
 
@@ -145,8 +146,6 @@ Exponent = Annotated[float, Field(gt=0, le=4)]
 class ImportanceMethod(Section):
     """Score every unit once by what it is worth, remove those of the lowest scores."""
 
-    reads: ClassVar[frozenset[str]] = frozenset({"calibration"})
-
     kind: Literal["importance"] = Field(description="How the model is made smaller.")
     metrics: Annotated[
         dict[Metric, Annotated[float, Field(ge=0)]], AfterValidator(recipe_checks.some_share)
@@ -204,6 +203,13 @@ class ImportanceMethod(Section):
     )
     damping: Damping = 0.01
     dense_target: DenseTarget = 0.5
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Weights alone need no text, where nothing is refitted to any."""
+        scoring = (metric for metric, weight in self.metrics.items() if weight > 0)
+        of_text = self.refit or self.allocation != "uniform" or needs_of(scoring)
+        return frozenset({"calibration"} if of_text else ())
 
     @field_validator("exponent", "spread", "damping", "dense_target")
     @classmethod

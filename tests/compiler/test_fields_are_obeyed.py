@@ -4,6 +4,7 @@ refused. The fields are found by walking the recipe, so that new ones are tried 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,7 @@ JUDGING = {"kind": "text", "files": ["judged.txt"]}
 CALIBRATION = {"source": TEXT, "sequence_length": 8, "tokens": 256}
 SEARCH = {"source": {"kind": "text", "files": ["other.txt"]}, "tokens": 256}
 RECOVER = {"tokens": 256, "held_out": JUDGING, "held_out_tokens": 256}
+ROWS = {"kind": "jsonl", "files": ["rows.jsonl"]}
 COMMON: dict[str, Any] = {
     "schema_version": 1,
     "model": {"source": "model", "dtype": "float32"},
@@ -63,7 +65,8 @@ METHODS: dict[str, Any] = {
     "importance": {"method": {"kind": "importance"}},
     "importance, not refitted": {"method": {"kind": "importance", "refit": False}},
     "importance, of weights alone": {
-        "method": {"kind": "importance", "refit": False, "metrics": {"magnitude_l2": 1.0}}
+        "method": {"kind": "importance", "refit": False, "metrics": {"magnitude_l2": 1.0}},
+        "calibration": None,
     },
     "importance, mixed": {
         "method": {
@@ -104,6 +107,27 @@ METHODS: dict[str, Any] = {
             "completion": {"prompt": "def", "tokens": 4},
         },
     },
+    "asked tasks": {
+        "method": {"kind": "uniform"},
+        "validate": {"tasks": {"names": ["python_names"]}},
+    },
+    "for vllm": {"method": {"kind": "uniform"}, "export": [{"kind": "vllm"}]},
+    "for onnx": {"method": {"kind": "uniform"}, "export": [{"kind": "onnx"}]},
+    "of rows": {"method": {"kind": "uniform"}, "calibration": CALIBRATION | {"source": ROWS}},
+    "of its own text": {
+        "method": {"kind": "uniform"},
+        "calibration": CALIBRATION | {"source": {"kind": "self"}},
+    },
+    "of several texts": {
+        "method": {"kind": "uniform"},
+        "calibration": CALIBRATION
+        | {
+            "source": {
+                "kind": "mix",
+                "parts": {"rows": {"source": ROWS}, "words": {"source": CALIBRATION["source"]}},
+            }
+        },
+    },
 }
 
 
@@ -114,6 +138,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         fuzzing.make_folder(folder)
         for name in ("text.txt", "other.txt", "judged.txt"):
             (folder / name).write_text(f"words of {name} " * 4000)
+        row = json.dumps({"text": "words of a row " * 40, "other": "more of it " * 40})
+        (folder / "rows.jsonl").write_text(f"{row}\n" * 200)
         yield folder
 
 
@@ -166,6 +192,15 @@ def test_what_is_not_read_may_not_be_given_with_its_default_either(
         _planned(folder, _with(base, ("method", field), value))
 
 
+def test_sections_and_settings_that_go_with_nothing_are_refused(folder: Path) -> None:
+    weights = COMMON | METHODS["importance, of weights alone"] | {"calibration": CALIBRATION}
+    with pytest.raises(UserError, match=r"calibration is not read .* the weights alone"):
+        _planned(folder, weights)
+    at_random = COMMON | METHODS["tyr, random"]
+    with pytest.raises(UserError, match="first_step is not read with `searcher: random`"):
+        _planned(folder, _with(at_random, ("method", "first_step"), 0.125))
+
+
 def _planned(folder: Path, recipe: Any) -> tuple[str, BaseModel]:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -179,7 +214,7 @@ def _fields(
     """The path of every field of a recipe, and other values that it might have."""
     for name, field in type(section).model_fields.items():
         path, value = (*within, field.alias or name), getattr(section, name)
-        if name == "kind" or (name == "source" and isinstance(value, BaseModel)):
+        if name == "kind":
             continue
         if isinstance(value, BaseModel):
             yield from _fields(value, path)

@@ -76,7 +76,7 @@ def test_what_is_refitted_is_the_last_projections_alone(build: Callable[..., Any
 def test_without_refit_no_weight_that_stays_is_changed(
     build: Callable[..., Any], tiny_llama: Callable[..., Path]
 ) -> None:
-    tensors = build(metrics={"magnitude_l2": 1}, refit=False)
+    tensors = build("--set", "calibration=null", metrics={"magnitude_l2": 1}, refit=False)
     dense = Checkpoint(tiny_llama(), facts_from_folder(tiny_llama()))
     for layer in range(3):
         old = {name: tensor.bfloat16() for name, tensor in dense.layer(layer).items()}
@@ -88,7 +88,7 @@ def test_without_refit_no_weight_that_stays_is_changed(
 def test_magnitude_is_the_metric_of_that_name_without_text(
     recipe: Path, prunec: Run, tmp_path: Path, build: Callable[..., Any]
 ) -> None:
-    tensors = build(metrics={"magnitude_l2": 1}, refit=False)
+    tensors = build("--set", "calibration=null", metrics={"magnitude_l2": 1}, refit=False)
     settings = ["--set", "method={kind: magnitude}", "--set", "calibration=null", *BARE]
     done = prunec("build", recipe, "--output", tmp_path, *settings)
     assert done.returncode == 0, done.stderr
