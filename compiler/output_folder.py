@@ -157,7 +157,8 @@ def is_store(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}
-    return names <= {DENSE_MODEL} or any(_FINGERPRINT.fullmatch(name) for name in names)
+    begun = names <= {DENSE_MODEL, f"{DENSE_MODEL}.partial"}
+    return begun or any(_FINGERPRINT.fullmatch(name) for name in names)
 
 
 def _refuse_model(root: Path) -> None:

@@ -180,10 +180,15 @@ class Entry:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, and onto the disk."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    _sync(partial)
-    partial.rename(path)
-    _sync(path.parent)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        _sync(partial)
+        partial.rename(path)
+        _sync(path.parent)
+    except OSError as error:
+        # Only what fails to open names its file, not what fails to take any more.
+        error.filename = error.filename or str(path)
+        raise
 
 
 def file_sha256(path: Path) -> str:

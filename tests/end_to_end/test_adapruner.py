@@ -221,7 +221,7 @@ def test_weights_are_fitted_to_the_windows_that_the_best_trial_chose(
     asked: Callable[..., Path], prunec: Run, tmp_path: Path
 ) -> None:
     space = {"loss_quantiles": 2, "groups": 3}
-    path = asked({"calibration": space, "finalists": 3, "trials": 6, "sampler": "random"})
+    path = asked({"calibration": space, "finalists": 3, "trials": 12, "sampler": "random"})
     output = tmp_path / "out"
     assert prunec("build", path, "--output", output).returncode == 0
     pool, tuned = tensor(output, "pool", "ids"), made(output, "tune")

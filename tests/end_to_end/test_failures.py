@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import shutil
 import subprocess
@@ -40,23 +41,22 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("size", "step"),
+    ("size", "said"),
     [
-        (100, "calibration-tokens"),
-        (5_000, "calibration-tokens"),
-        (20_000, "resolve"),
-        (120_000, "export-hf"),
+        (100, r"File too large: .*/\.store/model\.json$"),
+        (5_000, "calibration-tokens: File too large"),
+        (20_000, "resolve: File too large"),
+        (120_000, "export-hf: File too large"),
     ],
 )
 def test_a_write_that_fails_is_told_and_made_good_by_the_next_run(
-    size: int, step: str, recipe: Path, prunec: Run, tmp_path: Path
+    size: int, said: str, recipe: Path, prunec: Run, tmp_path: Path
 ) -> None:
     uniform = ("--set", "method={kind: uniform}", "--set", "search=null")
     build = ("build", recipe, "--output", tmp_path, *uniform)
     with files_of_at_most(size):
         failed = prunec(*build)
-    assert "File too large" in told(failed)
-    assert told(failed).startswith(f"{step}: ")
+    assert re.match(said, told(failed))
     assert not (tmp_path / "manifest.json").exists()
     assert prunec(*build).returncode == 0
     assert prunec("inspect", tmp_path).returncode == 0
