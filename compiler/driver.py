@@ -277,7 +277,8 @@ def _os_sentence(error: OSError) -> str:
 def _headline(step: Step, found: Summary) -> str:
     """A step's result in one line."""
     if step.kind == "tokens":
-        skipped = f", {found['skipped']:,} without text skipped" if found["skipped"] else ""
+        empty = found["skipped"]
+        skipped = f", {empty:,} empty document{'s' * (empty > 1)} skipped" if empty else ""
         return f"{found['tokens']:,} tokens of {describe_source(step.params['source'])}{skipped}"
     if step.kind in ("generate", "mixture"):
         return f"{found['tokens']:,} tokens, {describe_source(step.params['source'])}"

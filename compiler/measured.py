@@ -63,7 +63,7 @@ def _reading(params: Mapping[str, Any], summary: Summary, windows: int) -> str:
     """How a text became windows, which its perplexity depends on."""
     length = params["length"]
     order = "from its beginning on" if params["order"] is None else "drawn at random"
-    begun = f"each begun with {summary['begin']}" if summary["begin"] else "begun with nothing"
+    begun = f"each after {summary['begin']}" if summary["begin"] else "without BOS"
     return f"{windows:,} windows of {length:,} tokens {order}, {begun}"
 
 

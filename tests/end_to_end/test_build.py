@@ -132,7 +132,7 @@ def test_documents_without_text_are_counted_and_not_fitted_to(
     (tmp_path / "rows.jsonl").write_text("\n".join([*rows, *empty]))
     done = prunec("build", recipe, "--output", tmp_path / "out", *chosen)
     assert done.returncode == 0, done.stderr
-    assert ", 27 without text skipped" in done.stderr
+    assert ", 27 empty documents skipped" in done.stderr
 
 
 def test_text_of_end_tokens_alone_is_refused(recipe: Path, prunec: Run, tmp_path: Path) -> None:

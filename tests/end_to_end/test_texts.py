@@ -308,7 +308,7 @@ def test_a_report_says_how_a_text_was_read(
     text = (tmp_path / "out" / "report" / "report.md").read_text(encoding="utf-8")
     assert re.search(
         r"tokens of jsonl \(.*0\.5 held out, joined by .*\), in \d+ windows of 64 tokens from its "
-        r"beginning on, each begun with .?<s",
+        r"beginning on, each after .?<s",
         text,
     )
 
