@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from prunec.compiler.recipe import Validation
+from prunec.compiler.recipe import PerplexityCheck, SizeCheck, SpeedCheck, TasksCheck, Validation
 from prunec.compiler.verdict import gates_of
 from prunec.validators.gates import Gate
 from prunec.validators.measurements import (
@@ -214,3 +215,29 @@ def test_what_would_settle_a_gate_is_said_as_the_recipe_has_it() -> None:
     asked = {"runtimes": ["hf"], "min_speedup": {"hf": {"decode": 1.4}}}
     said = judged(report, speed=asked)["speed.hf.decode.batch_1.min_speedup"].message
     assert said.endswith(": about `pairs: 36` instead of 9 would settle it")
+
+
+#: Sections of `validate` with thresholds, and what they need beside them.
+THRESHOLDS: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
+    "perplexity": (PerplexityCheck, {"source": {"kind": "python_stdlib"}}),
+    "tasks": (TasksCheck, {"names": ["easy"]}),
+    "speed": (SpeedCheck, {"runtimes": ["hf"]}),
+    "size": (SizeCheck, {}),
+}
+VALUES: dict[str, Any] = {
+    "max_bytes": 1,
+    "max_drop": {"easy": 0.1},
+    "min_score": {"easy": 0.5},
+    "min_speedup": {"hf": {"prefill": 1.1, "decode": 1.1}},
+    "min_tokens_per_second": {"hf": {"prefill": 9.0, "decode": 9.0}},
+}
+
+
+@pytest.mark.parametrize("section", THRESHOLDS)
+def test_every_threshold_that_a_recipe_may_set_is_a_gate(section: str) -> None:
+    kind, asked = THRESHOLDS[section]
+    names = {name for name in kind.model_fields if name.startswith(("min_", "max_"))}
+    for name in sorted(names - {"max_length"}):  # of a context
+        gates = judged(BARE, **{section: asked | {name: VALUES.get(name, 1.5)}})
+        found = [gate for label, gate in gates.items() if name in label]
+        assert found and not any(gate.passed for gate in found), f"{section}.{name}"
