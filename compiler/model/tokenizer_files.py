@@ -27,6 +27,10 @@ class TokenizerFiles:
     special: Mapping[str, int]
 
 
+#: What a package is imported as, where that is not its name.
+_MODULES = {"protobuf": "google.protobuf"}
+
+
 def read_tokenizer(folder: Path) -> TokenizerFiles:
     """ModelError for a file that is damaged, or one that no installed package reads."""
     ids = _vocabulary(folder)
@@ -76,8 +80,7 @@ def _converted(folder: Path) -> dict[str, int]:
         if not content.startswith(b"\n"):  # lines of base64 in place of a protocol buffer
             _need(folder, "tokenizer.model", "tiktoken")
             return {}
-        _need(folder, "tokenizer.model", "google.protobuf", "protobuf")
-        library = _need(folder, "tokenizer.model", "sentencepiece")
+        library = _need(folder, "tokenizer.model", "protobuf", "sentencepiece")
         try:
             pieces = library.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
             return {pieces.id_to_piece(number): number for number in range(len(pieces))}
@@ -96,18 +99,22 @@ def _converted(folder: Path) -> dict[str, int]:
     return {}
 
 
-def _need(folder: Path, file: str, module: str, package: str | None = None) -> Any:
-    """A package that transformers converts a file with. ModelError if it cannot be imported."""
-    package = package or module
-    try:
-        return import_module(module)
-    except Exception as error:  # what is installed may be broken in any way
-        reason = " ".join(str(error).split())[:100]
+def _need(folder: Path, file: str, *packages: str) -> Any:
+    """The last of the packages that transformers converts a file with. ModelError, which names all
+    that are missing, if one cannot be imported."""
+    module, reasons = None, {}
+    for package in packages:
+        try:
+            module = import_module(_MODULES.get(package, package))
+        except Exception as error:  # what is installed may be broken in any way
+            reasons[package] = " ".join(str(error).split())[:100]
+    if reasons:
         raise ModelError(
-            f"the tokenizer in {folder} is {file} alone, which takes {package} to read, and that "
-            f"cannot be imported: {reason}",
-            hint=f"pip install {package}; or put a tokenizer.json beside it",
-        ) from None
+            f"the tokenizer in {folder} is {file} alone, which takes {' and '.join(reasons)} to "
+            f"read, and that cannot be imported: {'; '.join(reasons.values())}",
+            hint=f"pip install {' '.join(reasons)}; or put a tokenizer.json beside it",
+        )
+    return module
 
 
 def _text(token: object) -> str | None:

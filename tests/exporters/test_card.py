@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 
 from prunec.compiler.model.facts import Facts, facts_from_config
 from prunec.compiler.model.layout import Layout
-from prunec.exporters import hf, onnx, vllm, vllm_decilm
+from prunec.exporters import hf, vllm, vllm_decilm
 from prunec.exporters.artefact import Provenance
 from tests.exporters.conftest import FREE, PER_LAYER, PROVENANCE, UNIFORM, layout_of
 
@@ -106,6 +106,9 @@ def test_zeros_in_the_files_are_told() -> None:
 
 
 def test_a_graph_says_what_its_weights_are_held_in() -> None:
+    pytest.importorskip("onnx")
+    from prunec.exporters import onnx
+
     layout = layout_of(facts_of(3), UNIFORM)
     text = card(onnx, layout, "uniform", PROVENANCE, precision="int4")
     assert "matrices in int4, all else in float32" in text and "bytes of weights" not in text

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 from transformers import AutoTokenizer
 
 from prunec.compiler.model.errors import ModelError
@@ -29,6 +28,9 @@ def folder(tiny_llama: Callable[..., Path], tmp_path: Path) -> Path:
 @pytest.fixture
 def pieces(folder: Path) -> Path:
     """The same with a SentencePiece model for a tokenizer."""
+    for package in ("google.protobuf", "tiktoken"):  # which transformers takes for such files
+        pytest.importorskip(package)
+    sentencepiece = pytest.importorskip("sentencepiece")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     text = folder / "text"
@@ -93,6 +95,11 @@ def test_a_package_that_is_missing_is_named(
     with pytest.raises(ModelError, match="alone, which takes") as caught:
         read_tokenizer(pieces)
     assert f"pip install {package.removeprefix('google.')}" in str(caught.value.hint)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    monkeypatch.setitem(sys.modules, "google.protobuf", None)
+    with pytest.raises(ModelError) as caught:
+        read_tokenizer(pieces)
+    assert "pip install protobuf sentencepiece;" in str(caught.value.hint)
     write(pieces, "tokenizer.json")  # whatever it is: `tokenizers` reads it
     read_tokenizer(pieces)
 
