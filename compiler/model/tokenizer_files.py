@@ -16,6 +16,8 @@ from prunec.compiler.model.headers import read_json
 _PLAIN = ("tokenizer.json", "vocab.json", "vocab.txt")
 #: In the order in which transformers adds those that the vocabulary lacks.
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+#: What a package is imported as, where that is not its name.
+_MODULES = {"protobuf": "google.protobuf"}
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,6 @@ class TokenizerFiles:
 
     ids: Mapping[str, int]
     special: Mapping[str, int]
-
-
-#: What a package is imported as, where that is not its name.
-_MODULES = {"protobuf": "google.protobuf"}
 
 
 def read_tokenizer(folder: Path) -> TokenizerFiles:
